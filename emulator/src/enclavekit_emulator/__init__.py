@@ -1,0 +1,1 @@
+"""Nitro Enclaves for machines without Nitro: NSM, vsock and nitro-cli."""

@@ -1,0 +1,1 @@
+"""Hashes every file that enters the enclave into NATS KV."""

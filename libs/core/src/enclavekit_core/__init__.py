@@ -1,0 +1,1 @@
+"""Addresses, streams, configuration, errors and logs that all parts share."""

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is at the other end of an accepted connection.
+
+The kernel says it on each transport: AF_VSOCK has the CID in the peer's name; on the fabric's Unix sockets
+SO_PEERCRED has the pid, which a peer cannot choose. Seen from inside an enclave a process outside its PID namespace
+has pid 0: that is the parent. Seen from the host the PID namespace of the pid says which enclave it is.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from dataclasses import dataclass
+
+from enclavekit_core import fabric
+from enclavekit_core.address import CID_PARENT
+
+UCRED = struct.Struct("iII")  # pid, uid, gid: struct ucred, unix(7)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The other end. `cid` is None where it has none (TCP, an ordinary Unix socket)."""
+
+    cid: int | None
+    text: str
+    """For logs."""
+    uid: int | None = None
+    """User id on Unix sockets."""
+
+
+def identify_peer(sock: socket.socket, *, on_fabric: bool) -> Peer:
+    """Return who is connected to the accepted stream `sock`."""
+    if sock.family == socket.AF_VSOCK:
+        cid, port = sock.getpeername()
+        return Peer(cid, f"vsock://{cid}:{port}")
+    if sock.family == socket.AF_UNIX:
+        pid, uid, _gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+        if not on_fabric:
+            return Peer(None, f"unix pid {pid} uid {uid}", uid)
+        cid = _cid_of_pid(pid)
+        return Peer(cid, f"vsock://{'unknown' if cid is None else cid} (pid {pid})", uid)
+    host, port = sock.getpeername()[:2]
+    return Peer(None, f"tcp://{host}:{port}")
+
+
+def _cid_of_pid(pid: int) -> int | None:
+    """Return the CID behind a pid as SO_PEERCRED gives it; None if it cannot be told (the process is gone)."""
+    own = fabric.local_cid()
+    if own != CID_PARENT:
+        return CID_PARENT if pid == 0 else own
+    try:
+        space = os.stat(f"/proc/{pid}/ns/pid").st_ino
+        if space == os.stat("/proc/self/ns/pid").st_ino:
+            return CID_PARENT
+    except OSError:
+        return None
+    registry = os.path.join(fabric.runtime_dir(), "registry")
+    for name in os.listdir(registry):
+        record = fabric.read_record(os.path.join(registry, name))
+        if record and record.get("pid_namespace") == space and isinstance(cid := record.get("cid"), int):
+            return cid
+    return None

@@ -1,0 +1,1 @@
+"""Enclave Image Format: read, write, measure, extract; deterministic cpio."""

@@ -1,0 +1,1 @@
+"""Nitro Secure Module: CBOR messages and device client."""

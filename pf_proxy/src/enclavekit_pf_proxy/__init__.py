@@ -1,0 +1,1 @@
+"""TCP over vsock in both directions."""

@@ -1,0 +1,1 @@
+"""exec and cp into an enclave over an attested, encrypted channel."""

@@ -1,0 +1,1 @@
+"""Reproducible enclave images from a Dockerfile, an archive or a directory."""
