@@ -58,11 +58,11 @@ class TcpAddress:
 Address = VsockAddress | UnixAddress | TcpAddress
 
 
-def parse_cid(text: str) -> int:
-    """Return the CID named by `text`. Raises ConfigError."""
+def parse_cid(text: str, within: str = "") -> int:
+    """Return the CID named by `text`. Raises ConfigError, which quotes `within`, the address that it is part of."""
     if text in CID_NAMES:
         return CID_NAMES[text]
-    return _parse_number(text, "CID", MAX_U32, text)
+    return _parse_number(text, "CID", MAX_U32, within or text)
 
 
 def parse_address(text: str, default_scheme: str = "") -> Address:
@@ -79,7 +79,7 @@ def parse_address(text: str, default_scheme: str = "") -> Address:
     match scheme:
         case "vsock":
             cid, port = _split_port(rest, text)
-            return VsockAddress(parse_cid(cid), _parse_number(port, "port", MAX_U32, text))
+            return VsockAddress(parse_cid(cid, text), _parse_number(port, "port", MAX_U32, text))
         case "tcp":
             host, port = _split_port(rest, text)
             host = host[1:-1] if host.startswith("[") and host.endswith("]") else host

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
+
+import pytest
+from enclavekit_core import errors
+from enclavekit_core.cli import run_command
+
+
+def raiser(exc):
+    def command():
+        raise exc
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (errors.ConfigError("a.yaml", "port", "it is not a number"), 2, "cannot use a.yaml: port: it is not a number"),
+        (errors.InputError("read", "EIF x", "it is empty"), 2, "cannot read EIF x: it is empty"),
+        (errors.TransportError("connect to", "tcp://h:1", TimeoutError()), 3, "cannot connect to tcp://h:1: timed out"),
+        (errors.RemoteProtocolError("cannot read frame: cut"), 3, "cannot read frame: cut"),
+        (errors.DeviceError("extend PCR3 of", "/dev/nsm", "ReadOnlyIndex"), 4, "PCR3"),
+        (
+            errors.CommandError("build app", ["docker"], 1, "a\nlast\n"),
+            5,
+            "cannot build app: docker exited with 1: last",
+        ),
+        (errors.VerificationError("document", "PCR0 differs"), 6, "cannot verify document: PCR0 differs"),
+        (errors.LocalProtocolError("cannot send frame"), 70, "cannot send frame"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_errors_become_one_line_and_their_exit_code(capsys, error, code, line):
+    assert run_command("tool", raiser(error)) == code
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.count("\n") <= 1
+
+
+def test_closed_pipe_ends_quietly():
+    code = "from enclavekit_core.cli import run_and_exit; run_and_exit('t', lambda: print('x' * 10**6))"
+    # `head` closes its end after a line; a second traceback at interpreter exit must not appear
+    out = subprocess.run(
+        ["/bin/sh", "-c", f'"{sys.executable}" -c "{code}" | head -c 1'], capture_output=True, text=True
+    )
+    assert out.stderr == ""

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The architecture, held by reading every import: libs know no service, services know no other service, and the
+modules that decide things touch nothing of the world."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MEMBERS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["workspace"]["members"]
+LIBS = [member for member in MEMBERS if member.startswith("libs/")]
+WORLD = {"socket", "asyncio", "os", "subprocess", "time", "logging", "select", "selectors", "threading", "random"}
+
+# sans-IO modules: bytes in, values out; time, randomness and file contents are arguments
+PURE = [
+    "libs/core/src/enclavekit_core/address.py",
+    "libs/nsm/src/enclavekit_nsm/messages.py",
+    "libs/attestation/src/enclavekit_attestation/document.py",
+    "emulator/src/enclavekit_emulator/pcr_bank.py",
+    "pipeline/src/enclavekit_pipeline/frames.py",
+    "pipeline/src/enclavekit_pipeline/handshake.py",
+    "enclave_init/src/enclavekit_enclave_init/units.py",
+    "enclave_init/src/enclavekit_enclave_init/supervisor.py",
+    "enclave_init/src/enclavekit_enclave_init/ordering.py",
+]
+
+
+def package_of(member: str) -> str:
+    return next((ROOT / member / "src").iterdir()).name
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports_of(path) if name.startswith("enclavekit_")}
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_imports_go_from_services_to_libs_only(member):
+    own, libs = package_of(member), {package_of(lib) for lib in LIBS}
+    for path in (ROOT / member / "src").rglob("*.py"):
+        foreign = ours(path) - libs - {own}
+        assert not foreign, f"{path.relative_to(ROOT)} imports another service: {foreign}"
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_imports_are_declared_dependencies(member):
+    project = tomllib.loads((ROOT / member / "pyproject.toml").read_text())["project"]
+    declared = {name.partition(">")[0].replace("-", "_") for name in project["dependencies"]}
+    for path in (ROOT / member / "src").rglob("*.py"):
+        undeclared = ours(path) - declared - {package_of(member)}
+        assert not undeclared, f"{path.relative_to(ROOT)} needs {undeclared} in its pyproject.toml"
+
+
+def test_core_stands_below_all_other_libs():
+    for path in (ROOT / "libs/core/src").rglob("*.py"):
+        assert ours(path) <= {"enclavekit_core"}, path
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_import_nothing_of_the_world(module):
+    touched = {name.partition(".")[0] for name in imports_of(ROOT / module)} & WORLD
+    assert not touched, f"{module} imports {touched}"
+
+
+def test_production_code_cannot_import_fakes_or_tests():
+    for member in MEMBERS:
+        for path in (ROOT / member / "src").rglob("*.py"):
+            assert not any(part in ("tests", "conftest") for name in imports_of(path) for part in name.split(".")), path
