@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The product as its users meet it: the real commands, a real image, a real boot, `curl` included."""
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+
+from .conftest import NOTES, start_enclave
+
+pytestmark = pytest.mark.xdist_group("enclave")  # one image and one enclave for all of them
+
+DATA = secrets.token_bytes(300_000)
+
+
+@contextmanager
+def forwarded(shell, cid, port=8443):
+    """A free local port that leads to the enclave's port; yields HOST:PORT."""
+    argv = ["pf-proxy", "ip-to-vsock", "-i", "127.0.0.1:0", "-v", f"{cid}:{port}", "--print-address"]
+    with subprocess.Popen(argv, cwd=shell.directory, env=shell.environment, stdout=subprocess.PIPE, text=True) as proxy:
+        try:
+            yield proxy.stdout.readline().strip().removeprefix("tcp://")
+        finally:
+            proxy.terminate()
+
+
+@pytest.fixture(scope="module")
+def measurements(shell, notes):
+    described = shell.json("eif", "describe", notes)
+    path = shell.directory / "pcrs.json"
+    path.write_text(json.dumps(described["Measurements"]))
+    return described["Measurements"]
+
+
+@pytest.fixture(scope="module")
+def ra(shell, enclave):
+    with forwarded(shell, enclave.cid) as address:
+        yield f"https://{address}"
+
+
+def fetch_evidence(shell, ra, nonce):
+    """Return the verified pin of the server's key, as a client would get it."""
+    curl = ["curl", "-sSfk", "--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    answer = shell.json(*curl, f"{ra}/attestation?nonce={nonce}")
+    path = shell.directory / f"evidence-{nonce[:8]}.cbor"
+    path.write_bytes(base64.b64decode(answer["attestation_document"]))
+    return path
+
+
+def test_image_describes_as_nitro_cli_does(shell, notes, measurements):
+    ours, emulated = shell.json("eif", "describe", notes), shell.json("nitro-emu", "describe-eif", "--eif-path", notes)
+    assert ours == emulated
+    assert list(ours)[:4] == ["EifVersion", "Measurements", "IsSigned", "CheckCRC"]
+    assert ours["CheckCRC"] is True
+
+
+def test_same_input_gives_the_same_bytes(shell, notes):
+    again = shell.directory / "again.eif"
+    shell.run(
+        *("env", "TZ=Asia/Tokyo", "LC_ALL=C", "sh", "-c", 'umask 077; exec "$@"', "sh"),
+        *("rbuilds", "build", "--rootfs", "notes.rootfs", "--config", NOTES / "enclave.yaml"),
+        *("--authorize", "keys/alice.crt:all", "--output", again),
+    )
+    assert hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(notes.read_bytes()).digest()
+
+
+def test_exec_streams_apart_and_exact(shell, enclave):
+    done = shell.run(
+        *enclave.pipeline("exec", "-i", enclave.cid, "--", "sh", "-c", "cat; echo no >&2; exit 42"),
+        expect=42,
+        stdin=DATA,
+    )
+    assert done.stdout == DATA
+    assert done.stderr.endswith(b"no\n")
+
+
+def test_exec_reports_death_by_signal(enclave):
+    enclave.exec("sh", "-c", "kill -9 $$", expect=137)
+
+
+def test_cp_goes_both_ways(shell, enclave):
+    (shell.directory / "in.bin").write_bytes(DATA)
+    os.chmod(shell.directory / "in.bin", 0o640)
+    shell.run(*enclave.pipeline("cp", "in.bin", f"{enclave.cid}:/data/in.bin"))
+    shell.run(*enclave.pipeline("cp", f"{enclave.cid}:/data/in.bin", "back.bin"))
+    assert (shell.directory / "back.bin").read_bytes() == DATA
+    assert (shell.directory / "back.bin").stat().st_mode & 0o777 == 0o640
+
+
+def test_evidence_proves_image_key_and_file(shell, enclave, ra, measurements):
+    nonce = secrets.token_hex(32)
+    evidence = fetch_evidence(shell, ra, nonce)
+    verify = ["attest", "verify", evidence, "--measurements", "pcrs.json", "--insecure-dev-root", enclave.dev_root]
+    verdict = shell.json(*verify, "--nonce", nonce, "--service", "ra-web-srv", "--json")
+    assert verdict["pcrs"]["0"] == measurements["PCR0"]
+    pin = base64.b64encode(bytes.fromhex(verdict["binding"]["spki_sha256"])).decode()
+
+    (shell.directory / "doc.bin").write_bytes(DATA)
+    shell.run(*enclave.pipeline("cp", "doc.bin", f"{enclave.cid}:/data/doc.bin"))
+    curl = ["curl", "-sSfk", "--pinnedpubkey", f"sha256//{pin}"]
+    retry = ["--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    found = shell.json(*curl, *retry, f"{ra}/hash/?path=/data/doc.bin")
+    assert found["sha3_hash"] == hashlib.sha3_512(DATA).hexdigest()
+
+    document = shell.json(*curl, f"{ra}/doc/?path=/data/doc.bin&view=bin_hex")
+    (shell.directory / "doc.cbor").write_bytes(bytes.fromhex(document["att_doc"]))
+    claim = shell.json(*verify[:2], "doc.cbor", *verify[3:], "--json")
+    assert json.loads(bytes.fromhex(claim["user_data"])) == {
+        "file_path": "/data/doc.bin",
+        "sha3_hash": found["sha3_hash"],
+    }
+    assert shell.json(*curl, f"{ra}/pcrs/")["pcrs"]["0"] == measurements["PCR0"]
+    assert shell.json(*curl, f"{ra}/nsm_desc")["digest"] == "SHA384"
+
+
+def test_stale_nonce_is_refused(shell, enclave, ra, measurements):
+    evidence = fetch_evidence(shell, ra, secrets.token_hex(32))
+    verify = ["attest", "verify", evidence, "--measurements", "pcrs.json", "--insecure-dev-root", enclave.dev_root]
+    assert "nonce" in shell.refusal(*verify, "--nonce", secrets.token_hex(32), expect=6)
+
+
+def test_development_root_counts_only_when_named(shell, enclave, ra, measurements):
+    nonce = secrets.token_hex(32)
+    evidence = fetch_evidence(shell, ra, nonce)
+    shell.refusal("attest", "verify", evidence, "--measurements", "pcrs.json", "--nonce", nonce, expect=6)
+
+
+def test_document_of_another_image_is_refused(shell, enclave, ra, measurements):
+    evidence = fetch_evidence(shell, ra, secrets.token_hex(32))
+    other = dict(measurements, PCR2="11" * 48)
+    (shell.directory / "other.json").write_text(json.dumps(other))
+    verify = ["attest", "verify", evidence, "--measurements", "other.json", "--insecure-dev-root", enclave.dev_root]
+    assert "PCR2" in shell.refusal(*verify, expect=6)
+
+
+def test_who_is_not_in_the_list_stays_out(shell, enclave):
+    argv = enclave.pipeline("exec", enclave.cid, "--", "id", identity="keys/mallory")
+    assert "mallory" in shell.refusal(*argv, expect=255)
+
+
+def test_client_refuses_an_enclave_of_another_image(shell, enclave):
+    other = shell.directory / "other.eif"
+    (shell.directory / "marker").write_text("another app")
+    rootfs = shell.directory / "other.rootfs"
+    shell.run("cp", "-a", "notes.rootfs", rootfs)
+    (rootfs / "marker").write_text("another app")
+    build = ["rbuilds", "build", "--rootfs", rootfs, "--config", NOTES / "enclave.yaml", "--output", other]
+    shell.run(*build, "--authorize", "keys/alice.crt:all")
+    argv = enclave.pipeline("exec", enclave.cid, "--", "id", eif=other)
+    assert "PCR" in shell.refusal(*argv, expect=255)
+
+
+def test_client_without_a_policy_goes_nowhere(shell, enclave):
+    shell.refusal("pipeline", "exec", "--identity", "keys/alice", enclave.cid, "--", "id", expect=255)
+
+
+def test_debug_enclave_is_refused_unless_allowed(shell, notes):
+    debug = start_enclave(shell, notes, "--debug-mode", "--enclave-name", "debugged")
+    try:
+        shell.refusal(*debug.pipeline("exec", debug.cid, "--", "true"), expect=255)
+        shell.run(*debug.pipeline("exec", "--allow-debug", debug.cid, "--", "true"))
+    finally:
+        shell.run("nitro-emu", "terminate-enclave", "--enclave-id", debug.id)
+
+
+def test_two_enclaves_run_side_by_side(shell, enclave, notes):
+    second = start_enclave(shell, notes, "--enclave-name", "second")
+    try:
+        assert second.cid != enclave.cid
+        second.exec("sh", "-c", "echo mine > /data/mine")
+        enclave.exec("test", "-e", "/data/mine", expect=1)
+        listed = shell.json("nitro-emu", "describe-enclaves")
+        assert {enclave.id, second.id} <= {item["EnclaveID"] for item in listed}
+    finally:
+        shell.run("nitro-emu", "terminate-enclave", "--enclave-id", second.id)
+    assert second.id not in {item["EnclaveID"] for item in shell.json("nitro-emu", "describe-enclaves")}
+
+
+def test_taken_cid_is_refused(shell, enclave, notes):
+    argv = ["nitro-emu", "run-enclave", "--eif-path", notes, "--cpu-count", 2, "--memory", 1024]
+    done = shell.run(*argv, "--enclave-cid", enclave.cid, expect=3 if enclave.cid < 4 else 29)
+    assert b"[ E" in done.stderr
+
+
+def test_app_exit_status_reaches_the_parent(shell, notes):
+    app = start_enclave(shell, notes, "--enclave-name", "mortal")
+    shell.run(*app.pipeline("exec", "--system", app.cid, "--", "busybox", "pkill", "-KILL", "httpd"))
+    record = shell.run("nitro-emu", "wait", "--enclave-id", app.id, expect=137)
+    assert json.loads(record.stdout)["signal"] == 9
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: data[: len(data) // 3] + bytes([data[len(data) // 3] ^ 0x10]) + data[len(data) // 3 + 1 :],
+        lambda data: b"\x7fELF" + data[4:],
+        lambda data: b"",
+    ],
+    ids=["truncated", "last bit", "bit in the middle", "foreign", "empty"],
+)
+def test_damaged_image_does_not_boot(shell, notes, tmp_path, damage):
+    path = tmp_path / "bad.eif"
+    path.write_bytes(damage(notes.read_bytes()))
+    before = shell.json("nitro-emu", "describe-enclaves")
+    done = shell.run(*("nitro-emu", "run-enclave", "--eif-path", path, "--cpu-count", 2, "--memory", 1024), expect=35)
+    assert b"[ E35 ]" in done.stderr
+    assert shell.json("nitro-emu", "describe-enclaves") == before
+
+
+def test_missing_inputs_leave_nothing(shell, notes, tmp_path):
+    build = ["rbuilds", "build", "--rootfs", "notes.rootfs", "--output", tmp_path / "x.eif"]
+    config = ["--config", NOTES / "enclave.yaml"]
+    assert "no-such-kernel" in shell.refusal(*build, *config, "--kernel", tmp_path / "no-such-kernel", expect=2)
+    bad = tmp_path / "bad.yaml"
+    bad.write_text((NOTES / "enclave.yaml").read_text() + "\nentrypiont: [x]\n")
+    assert "entrypiont" in shell.refusal(*build, "--config", bad, expect=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_port_in_use_is_said(shell, enclave):
+    with forwarded(shell, enclave.cid) as address:
+        refusal = shell.refusal("pf-proxy", "ip-to-vsock", "-i", address, "-v", f"{enclave.cid}:8443", expect=3)
+    assert "address already in use" in refusal
