@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,13 @@ def test_commands_of_the_page_run_as_shown(page, shell, notes, enclave, tmp_path
     for step, printed, code in zip(steps, results[::2], results[1::2], strict=False):
         assert int(code) == step.exit_code, f"$ {step.command}\n{printed}"
         assert step.accepts(printed + "\n"), f"$ {step.command}\nexpected:\n{step.expected}\ngot:\n{printed}"
+
+
+PYTHON_FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=name_of)
+def test_python_of_the_page_runs(page, tmp_path):
+    for code in PYTHON_FENCE.findall(page.read_text()):
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{code}\n{done.stderr}"
