@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NSM requests and responses, and their CBOR, byte for byte as the AWS library writes them. Pure.
+
+Externally tagged enums: a variant without fields is a text, one with fields is a map of one entry, its name to a map of
+its fields in declaration order; definite lengths, minimal integers, absent options as null.
+Source: aws-nitro-enclaves-nsm-api 0.5, src/api/mod.rs; libnsm's nsm.h for the error codes.
+"""
+
+from __future__ import annotations
+
+import enum
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import cbor2
+from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
+
+MAX_REQUEST_BYTES = 0x1000  # NSM_REQUEST_MAX_SIZE of the driver
+MAX_RESPONSE_BYTES = 0x3000  # NSM_RESPONSE_MAX_SIZE
+MAX_INPUT_BYTES = 1024  # user_data, nonce, public_key: what the NSM itself accepts
+PCR_COUNT = 32
+PCR_BYTES = 48  # SHA-384
+MAX_U16 = 0xFFFF
+
+
+class ErrorCode(enum.Enum):
+    """What the NSM answers instead of a response; values are the names on the wire."""
+
+    INVALID_ARGUMENT = "InvalidArgument"
+    INVALID_INDEX = "InvalidIndex"
+    INVALID_RESPONSE = "InvalidResponse"
+    READ_ONLY_INDEX = "ReadOnlyIndex"
+    INVALID_OPERATION = "InvalidOperation"
+    BUFFER_TOO_SMALL = "BufferTooSmall"
+    INPUT_TOO_LARGE = "InputTooLarge"
+    INTERNAL_ERROR = "InternalError"
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeNsmRequest:
+    WIRE = "DescribeNSM"
+
+
+@dataclass(frozen=True, slots=True)
+class GetRandomRequest:
+    WIRE = "GetRandom"
+
+
+@dataclass(frozen=True, slots=True)
+class DescribePcrRequest:
+    WIRE = "DescribePCR"
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendPcrRequest:
+    WIRE = "ExtendPCR"
+    index: int
+    data: bytes
+    """Hashed as it is, not its digest: new = SHA384(old || data)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockPcrRequest:
+    WIRE = "LockPCR"
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class LockPcrsRequest:
+    WIRE = "LockPCRs"
+    range: int
+    """Locks 0..range-1; at most 32."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationRequest:
+    WIRE = "Attestation"
+    user_data: bytes | None = None
+    nonce: bytes | None = None
+    public_key: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DescribeNsmResponse:
+    WIRE = "DescribeNSM"
+    version_major: int
+    version_minor: int
+    version_patch: int
+    module_id: str
+    max_pcrs: int
+    locked_pcrs: tuple[int, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class GetRandomResponse:
+    WIRE = "GetRandom"
+    random: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DescribePcrResponse:
+    WIRE = "DescribePCR"
+    lock: bool
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExtendPcrResponse:
+    WIRE = "ExtendPCR"
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LockPcrResponse:
+    WIRE = "LockPCR"
+
+
+@dataclass(frozen=True, slots=True)
+class LockPcrsResponse:
+    WIRE = "LockPCRs"
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationResponse:
+    WIRE = "Attestation"
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorResponse:
+    WIRE = "Error"
+    code: ErrorCode
+
+
+Request = (
+    DescribeNsmRequest
+    | GetRandomRequest
+    | DescribePcrRequest
+    | ExtendPcrRequest
+    | LockPcrRequest
+    | LockPcrsRequest
+    | AttestationRequest
+)
+Response = (
+    DescribeNsmResponse
+    | GetRandomResponse
+    | DescribePcrResponse
+    | ExtendPcrResponse
+    | LockPcrResponse
+    | LockPcrsResponse
+    | AttestationResponse
+    | ErrorResponse
+)
+Message = TypeVar("Message")
+
+REQUESTS: dict[str, type[Request]] = {
+    kind.WIRE: kind
+    for kind in (
+        DescribeNsmRequest,
+        GetRandomRequest,
+        DescribePcrRequest,
+        ExtendPcrRequest,
+        LockPcrRequest,
+        LockPcrsRequest,
+        AttestationRequest,
+    )
+}
+RESPONSES: dict[str, type[Response]] = {
+    kind.WIRE: kind
+    for kind in (
+        DescribeNsmResponse,
+        GetRandomResponse,
+        DescribePcrResponse,
+        ExtendPcrResponse,
+        LockPcrResponse,
+        LockPcrsResponse,
+        AttestationResponse,
+    )
+}
+
+
+def encode_request(request: Request) -> bytes:
+    """Return the request's CBOR. Raises LocalProtocolError if it is larger than the device takes."""
+    data = _encode(request)
+    if len(data) > MAX_REQUEST_BYTES:
+        raise LocalProtocolError(f"cannot encode NSM request: {len(data)} bytes, the device takes {MAX_REQUEST_BYTES}")
+    return data
+
+
+def encode_response(response: Response) -> bytes:
+    """Return the response's CBOR."""
+    if isinstance(response, ErrorResponse):
+        return cbor2.dumps({"Error": response.code.value})
+    return _encode(response)
+
+
+def _encode(message: Request | Response) -> bytes:
+    names = [field.name for field in fields(message)]
+    if not names:
+        return cbor2.dumps(message.WIRE)
+    values = {name: getattr(message, name) for name in names}
+    return cbor2.dumps({message.WIRE: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}})
+
+
+def decode_request(data: bytes) -> Request:
+    """Decode a request as leniently as the device: keys in any order, absent ones null, texts for byte strings.
+
+    Raises: RemoteProtocolError for anything that is not a request.
+    """
+    name, body = _split(data, "NSM request", MAX_REQUEST_BYTES)
+    kind = REQUESTS.get(name)
+    if kind is None:
+        raise RemoteProtocolError(f"cannot decode NSM request: no operation {name!r}")
+    return _build(kind, body, f"NSM request {name}", lenient=True)
+
+
+def decode_response(data: bytes) -> Response:
+    """Decode a response. Raises RemoteProtocolError for anything that is not one."""
+    name, body = _split(data, "NSM response", MAX_RESPONSE_BYTES)
+    if name == "Error":
+        try:
+            return ErrorResponse(ErrorCode(body))
+        except ValueError as exc:
+            raise RemoteProtocolError(f"cannot decode NSM response: no error {body!r}") from exc
+    kind = RESPONSES.get(name)
+    if kind is None:
+        raise RemoteProtocolError(f"cannot decode NSM response: no response {name!r}")
+    return _build(kind, body, f"NSM response {name}", lenient=False)
+
+
+def _split(data: bytes, what: str, limit: int) -> tuple[str, object]:
+    """Return the variant's name and its body, None where it has none."""
+    if len(data) > limit:
+        raise RemoteProtocolError(f"cannot decode {what}: {len(data)} bytes, the limit is {limit}")
+    stream = io.BytesIO(data)
+    try:
+        value = cbor2.load(stream)
+    except (cbor2.CBORDecodeError, ValueError, OverflowError, RecursionError, MemoryError, TypeError) as exc:
+        raise RemoteProtocolError(f"cannot decode {what}: not CBOR") from exc
+    if stream.read(1):
+        raise RemoteProtocolError(f"cannot decode {what}: bytes follow it")
+    if isinstance(value, str):
+        return value, None
+    if isinstance(value, dict) and len(value) == 1:
+        [(name, body)] = value.items()
+        if isinstance(name, str):
+            return name, body
+    raise RemoteProtocolError(f"cannot decode {what}: neither a name nor a map of one")
+
+
+def _build(kind: type[Message], body: object, what: str, *, lenient: bool) -> Message:
+    expected = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]  # all are dataclasses
+    if not expected:
+        if body not in (None, {}):
+            raise RemoteProtocolError(f"cannot decode {what}: it has no fields")
+        return kind()
+    if not isinstance(body, Mapping):
+        raise RemoteProtocolError(f"cannot decode {what}: its fields are missing")
+    if not lenient and set(body) - set(expected):
+        raise RemoteProtocolError(f"cannot decode {what}: it has other fields than {', '.join(expected)}")
+    return kind(**{name: _value(body.get(name), wanted, what, name, lenient) for name, wanted in expected.items()})
+
+
+def _value(value: Any, wanted: str, what: str, name: str, lenient: bool) -> Any:
+    match wanted:
+        case "int":
+            good = type(value) is int and 0 <= value <= MAX_U16
+        case "bool":
+            good = type(value) is bool
+        case "str":
+            good = isinstance(value, str)
+        case "tuple[int, ...]":
+            good = isinstance(value, list | tuple) and all(type(item) is int and item >= 0 for item in value)
+            value = tuple(value) if good else value
+        case _:
+            if lenient and isinstance(value, str):
+                value = value.encode()
+            good = isinstance(value, bytes) or (value is None and "None" in wanted)
+    if not good:
+        raise RemoteProtocolError(f"cannot decode {what}: {name} is not {wanted}")
+    return value
