@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a boot does before the first unit, as a list of operations. Pure.
+
+Two kinds of machine boot the same image. A machine of its own (Nitro, QEMU) hands PID 1 an empty /dev and nothing
+mounted: everything is ours to set up. The process machine has mounted what it wants seen; what is there is left alone.
+Source for the mounts and their flags: AWS's init (sdk-bootstrap), the Rust enclave-init.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from enclavekit_enclave_init.config import InitConfig
+
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8  # mount(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    source: str
+    target: str
+    fstype: str
+    flags: int
+    data: str = ""
+    required: bool = True
+
+    def __str__(self) -> str:
+        return f"mount {self.fstype} on {self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class MakeDirectory:
+    path: str
+    mode: int
+    required: bool = True
+
+    def __str__(self) -> str:
+        return f"make directory {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class MakeLink:
+    path: str
+    target: str
+    required: bool = False
+
+    def __str__(self) -> str:
+        return f"link {self.path} to {self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenConsole:
+    path: str = "/dev/console"
+    required: bool = False  # an enclave outside debug mode has no console anybody could read
+
+    def __str__(self) -> str:
+        return f"open {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetHostname:
+    name: str
+    required: bool = False
+
+    def __str__(self) -> str:
+        return f"set the host name to {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class BringLoopbackUp:
+    required: bool = True  # the bus and the proxies listen there
+
+    def __str__(self) -> str:
+        return "bring the loopback interface up"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModule:
+    path: str
+    optional: bool = False
+    """A missing file is no error: the driver may be built in."""
+    unlink: bool = False
+    """Free its memory afterwards."""
+    required: bool = True
+
+    def __str__(self) -> str:
+        return f"load kernel module {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    cid: int
+    port: int
+    timeout_s: float
+    required: bool = True
+
+    def __str__(self) -> str:
+        return f"send the heartbeat to vsock {self.cid}:{self.port}"
+
+
+Operation = (
+    Mount | MakeDirectory | MakeLink | OpenConsole | SetHostname | BringLoopbackUp | LoadModule | Heartbeat
+)  # fmt: skip
+
+# /proc comes first and outside this table: what is mounted is read from it
+MOUNT_PROC: tuple[Operation, ...] = (
+    MakeDirectory("/proc", 0o555),
+    Mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC),
+)
+MOUNTS = (
+    Mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755"),
+    # required=False: nothing in the framework reads it, and a namespace without its own network may not mount it
+    Mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, required=False),
+    Mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755"),
+    Mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=1777"),  # noqa: S108 - a mount point
+    Mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"),
+    Mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=1777"),  # noqa: S108 - a mount point
+)
+LINKS = (
+    MakeLink("/dev/fd", "/proc/self/fd"),
+    MakeLink("/dev/stdin", "/proc/self/fd/0"),
+    MakeLink("/dev/stdout", "/proc/self/fd/1"),
+    MakeLink("/dev/stderr", "/proc/self/fd/2"),
+    MakeLink("/dev/ptmx", "pts/ptmx"),
+)
+
+
+def parse_mountinfo(text: str) -> frozenset[str]:
+    """Return the mount points in /proc/PID/mountinfo, with its octal escapes undone. Source: proc(5)."""
+    return frozenset(_unescape(words[4]) for line in text.splitlines() if len(words := line.split(" ")) > 4)
+
+
+def _unescape(field: str) -> str:
+    head, *rest = field.split("\\")
+    return head + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
+
+
+def holds_mount(target: str, mounted: Collection[str]) -> bool:
+    """Say whether something is mounted at `target` or below it: a mount over it would hide that."""
+    return any(point == target or point.startswith(target + "/") for point in mounted)
+
+
+def owns_machine(mounted: Collection[str]) -> bool:
+    """Say whether kernel and devices are this image's own: then nobody has filled /dev before PID 1 ran."""
+    return not holds_mount("/dev", mounted)
+
+
+def plan_machine(mounted: Collection[str]) -> list[Operation]:
+    """Plan what a kernel leaves to init: file systems that are not there yet, links, the console.
+
+    Args:
+        mounted: the mount points, /proc among them.
+    """
+    plan: list[Operation] = []
+    for mount in MOUNTS:
+        if not holds_mount(mount.target, mounted):
+            plan += [MakeDirectory(mount.target, 0o755, required=mount.required), mount]
+    plan += LINKS
+    if owns_machine(mounted):
+        plan.append(OpenConsole())
+    return plan
+
+
+def plan_system(config: InitConfig, *, owns_machine: bool, has_nsm: bool) -> list[Operation]:
+    """Plan what the configuration decides, up to the heartbeat, which says that all of it has worked.
+
+    Args:
+        has_nsm: /dev/nsm is there already, because the driver is built in or the machine is emulated.
+    """
+    plan: list[Operation] = []
+    if owns_machine:
+        if config.nsm_driver_path and not has_nsm:
+            plan.append(LoadModule(config.nsm_driver_path, optional=True, unlink=True))
+        # the kernel of a process machine is the host's: it loads nothing for an enclave
+        plan += [LoadModule(path) for path in config.kernel_modules]
+    if config.hostname:
+        plan.append(SetHostname(config.hostname))
+    plan += [BringLoopbackUp(), MakeDirectory(config.log_dir, 0o755)]
+    if config.vsock.enabled:
+        plan.append(Heartbeat(config.vsock.cid, config.vsock.port, config.vsock.timeout_s))
+    return plan

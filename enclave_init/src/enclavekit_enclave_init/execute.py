@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the operations of a boot plan, one by one, each with a line in the log.
+
+What is required and fails ends the boot; what is not is named and passed over.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+
+from enclavekit_core.errors import EnclavekitError, InputError, describe_cause
+
+from enclavekit_enclave_init import boot_plan as plan
+from enclavekit_enclave_init import syscalls
+from enclavekit_enclave_init.heartbeat import send_heartbeat
+
+Log = Callable[[str], None]
+
+
+class BootError(EnclavekitError):
+    """A required step of the boot failed: the enclave must not run (exit 1)."""
+
+
+def run_operations(operations: Iterable[plan.Operation], log: Log, on_console: Callable[[], None]) -> None:
+    """Run `operations` in order.
+
+    Args:
+        on_console: called after OpenConsole, when the descriptors 0, 1 and 2 are new.
+    Raises:
+        BootError("cannot <operation>: <cause>") at the first required one that fails.
+    """
+    for operation in operations:
+        began = time.monotonic()
+        try:
+            result = _run(operation)
+        except (OSError, EnclavekitError) as exc:
+            message = f"cannot {operation}: {describe_cause(exc)}"
+            if operation.required:
+                raise BootError(message) from exc
+            log(f"{message} (the boot goes on without)")
+            continue
+        if isinstance(operation, plan.OpenConsole):
+            on_console()
+        log(f"{operation}: {result or 'done'} ({(time.monotonic() - began) * 1000:.1f} ms)")
+
+
+def _run(operation: plan.Operation) -> str:
+    """Run one operation; return what to say instead of "done", if anything."""
+    match operation:
+        case plan.Mount(source, target, fstype, flags, data):
+            return _mount(source, target, fstype, flags, data)
+        case plan.MakeDirectory(path, mode):
+            os.makedirs(path, mode, exist_ok=True)
+        case plan.MakeLink(path, target):
+            try:
+                os.symlink(target, path)
+            except FileExistsError:
+                return "is there already"
+        case plan.OpenConsole(path):
+            _open_console(path)
+        case plan.SetHostname(name):
+            socket.sethostname(name)
+        case plan.BringLoopbackUp():
+            syscalls.bring_loopback_up()
+        case plan.LoadModule(path, optional, unlink):
+            return _load_module(path, optional, unlink)
+        case plan.Heartbeat(cid, port, timeout_s):
+            send_heartbeat(cid, port, timeout_s)
+    return ""
+
+
+def _mount(source: str, target: str, fstype: str, flags: int, data: str) -> str:
+    try:
+        syscalls.mount(source, target, fstype, flags, data)
+    except OSError as exc:
+        # mounted by the kernel itself (CONFIG_DEVTMPFS_MOUNT) is mounted
+        if exc.errno != errno.EBUSY:
+            raise
+        return "is there already"
+    return ""
+
+
+def _open_console(path: str) -> None:
+    handle = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    for fd in (0, 1, 2):
+        os.dup2(handle, fd)
+    if handle > 2:
+        os.close(handle)
+
+
+def _load_module(path: str, optional: bool, unlink: bool) -> str:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if optional:
+            return "there is none, the kernel may have it built in"
+        raise
+    try:
+        syscalls.finit_module(handle)
+    except FileExistsError:
+        return "is there already"
+    finally:
+        os.close(handle)
+    if unlink:
+        os.unlink(path)
+    return ""
+
+
+def read_mounted() -> frozenset[str]:
+    """Return the mount points of this process; none if there is no /proc yet."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as source:
+            return plan.parse_mountinfo(source.read())
+    except FileNotFoundError:
+        return frozenset()
+    except OSError as exc:
+        raise InputError("read", "/proc/self/mountinfo", describe_cause(exc)) from exc

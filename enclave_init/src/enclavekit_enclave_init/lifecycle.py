@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An enclave from PID 1's first instruction to its last: boot, supervise, report, power off.
+
+A boot that fails ends the enclave: one last line says why, on the console and to the parent.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import traceback
+from typing import NoReturn
+
+from enclavekit_core.errors import EnclavekitError
+
+from enclavekit_enclave_init import boot_plan, syscalls
+from enclavekit_enclave_init.config import CONFIG_PATH, InitConfig
+from enclavekit_enclave_init.console import Console
+from enclavekit_enclave_init.event_loop import EventLoop
+from enclavekit_enclave_init.events import Outcome
+from enclavekit_enclave_init.execute import read_mounted, run_operations
+from enclavekit_enclave_init.journal import NAME, Journal
+from enclavekit_enclave_init.ordering import plan_start
+from enclavekit_enclave_init.output import LogFile
+from enclavekit_enclave_init.report import send_report
+from enclavekit_enclave_init.supervisor import Supervisor
+from enclavekit_enclave_init.unit_files import read_config, read_units
+from enclavekit_enclave_init.units import Unit
+
+LAST_WORDS_S = 2.0  # how long the end waits for a slow console and for the parent to take the report
+CONSOLE_FD = 2
+EXIT_BUG = 70  # EX_SOFTWARE
+MAX_INHERITED_FD = 1024
+
+
+class Enclave:
+    """The state of the boot, so that its end knows how far it came."""
+
+    def __init__(self) -> None:
+        self.console = Console(CONSOLE_FD)
+        self.journal = Journal(self.console)
+        self.config = InitConfig()
+        self.owns_machine = False
+
+    def boot_and_run(self) -> Outcome:
+        """Boot, then supervise. Raises EnclavekitError for a boot that must not go on."""
+        began = time.monotonic()
+        mounted = read_mounted()
+        if not mounted:
+            run_operations(boot_plan.MOUNT_PROC, self.journal, lambda: None)
+            mounted = read_mounted()
+        self.owns_machine = boot_plan.owns_machine(mounted)
+        run_operations(boot_plan.plan_machine(mounted), self.journal, lambda: self.console.attach(CONSOLE_FD))
+        self.config = read_config(CONFIG_PATH, required=False)
+        units = read_units(self.config.service_dir)
+        supervisor = prepare_supervisor(units, self.journal)
+        system = boot_plan.plan_system(self.config, owns_machine=self.owns_machine, has_nsm=os.path.exists("/dev/nsm"))
+        run_operations(system, self.journal, lambda: None)
+        self.journal(f"booted in {(time.monotonic() - began) * 1000:.0f} ms")
+        return supervise(units, supervisor, self.config, self.console, self.journal, may_mount=True)
+
+    def report(self, outcome: Outcome) -> None:
+        """Tell the parent, if it listens."""
+        parent = self.config.vsock
+        if parent.enabled:
+            try:
+                send_report(outcome, parent.cid, parent.report_port, min(parent.timeout_s, LAST_WORDS_S))
+            except EnclavekitError as exc:
+                self.journal(f"{exc} (the end is not reported)")
+
+    def power_off(self, status: int) -> NoReturn:
+        """End the machine; if that cannot be, PID 1, which comes to the same."""
+        try:
+            os.kill(-1, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.console.flush_for(LAST_WORDS_S)
+        os.sync()
+        try:
+            # Nitro has no power switch: there RB_POWER_OFF halts the kernel and the enclave stays, while a reboot
+            # ends it, as in AWS's init. In a PID namespace either kills its init, and power-off says what is meant.
+            syscalls.reboot(syscalls.RB_AUTOBOOT if self.owns_machine else syscalls.RB_POWER_OFF)
+        except OSError as exc:
+            self.journal(f"cannot power off: {exc.strerror}")
+            self.console.flush_for(LAST_WORDS_S)
+        os._exit(status)
+
+
+def prepare_supervisor(units: list[Unit], journal: Journal) -> Supervisor:
+    """Order the units. Raises ConfigError for what cannot be ordered."""
+    plan = plan_start(units)
+    for note in plan.notes:
+        journal(note)
+    if not plan.order:
+        journal("there is no unit to start")
+    return Supervisor(units, plan)
+
+
+def supervise(
+    units: list[Unit],
+    supervisor: Supervisor,
+    config: InitConfig,
+    console: Console,
+    journal: Journal,
+    *,
+    may_mount: bool,
+) -> Outcome:
+    """Run the units until everything has stopped."""
+
+    def open_log(name: str) -> LogFile:
+        return LogFile(os.path.join(config.log_dir, f"{name}.log"), config.max_log_size, config.max_log_files)
+
+    journal.keep_in(open_log(NAME))
+    loop = EventLoop(
+        supervisor,
+        [unit for unit in units if unit.enabled],
+        base_environment=config.environment,
+        open_log=open_log,
+        console=console,
+        journal=journal,
+        may_mount=may_mount,
+    )
+    return loop.run()
+
+
+def run_as_pid1() -> NoReturn:
+    """Be the enclave's init. Never returns; whatever happens, the enclave ends in an orderly way and says why."""
+    own_descriptors()
+    enclave = Enclave()
+    try:
+        outcome = enclave.boot_and_run()
+        status = outcome.process_status
+    except EnclavekitError as exc:
+        enclave.journal(f"the boot has failed: {exc}")
+        outcome, status = Outcome(f"the boot has failed: {exc}"), exc.exit_code
+    except BaseException as exc:
+        # a bug of ours, or no memory: PID 1 must not just vanish, the kernel would panic without a word
+        enclave.journal("".join(traceback.format_exception(exc)).rstrip())
+        outcome, status = Outcome(f"PID 1 has failed: {type(exc).__name__}: {exc}"), EXIT_BUG
+    enclave.report(outcome)
+    enclave.journal(f"the enclave ends: {outcome.reason}")
+    enclave.power_off(status)
+
+
+def run_insecure_not_pid1(config_path: str | None, service_dir: str | None, log_dir: str | None) -> int:
+    """Run units as an ordinary process: no mounts, no heartbeat, no report, no reboot. Returns the exit code."""
+    config = InitConfig() if config_path is None else read_config(config_path, required=True)
+    console = Console(CONSOLE_FD)
+    journal = Journal(console)
+    own_descriptors()
+    units = read_units(service_dir or config.service_dir)
+    supervisor = prepare_supervisor(units, journal)
+    settings = {name: getattr(config, name) for name in InitConfig.__slots__} | {"log_dir": log_dir or config.log_dir}
+    config = InitConfig(**settings)
+    run_operations([boot_plan.MakeDirectory(config.log_dir, 0o755)], journal, lambda: None)
+    syscalls.become_subreaper()
+    outcome = supervise(units, supervisor, config, console, journal, may_mount=False)
+    journal(f"ends: {outcome.reason}")
+    console.flush_for(LAST_WORDS_S)
+    return outcome.process_status
+
+
+def own_descriptors() -> None:
+    """Make sure that 0, 1 and 2 exist, and that whatever else was inherited does not reach a unit."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # a kernel without a console starts init without them; the next open() would take the number
+            os.open("/", os.O_RDONLY)
+            os.set_inheritable(fd, True)
+    for fd in range(3, MAX_INHERITED_FD):
+        try:
+            os.set_inheritable(fd, False)
+        except OSError:
+            continue

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unit files: TOML text in, `Unit` values out. Pure.
+
+The keys are those of the Rust enclave-init, flat at the top level of `NAME.service`, plus what running an image's
+USER, WORKDIR and STOPSIGNAL needs. A file that says something this program does not know is refused with the line:
+a key that is silently ignored is a protection that silently does not exist.
+House rule: everything that knows a unit key lives in this file; `KEYS` is also the reference table of the README.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from enclavekit_core.errors import ConfigError
+
+from enclavekit_enclave_init.unit_values import (
+    BindPath,
+    accept_one_of,
+    normalize_name,
+    parse_account,
+    parse_bind_paths,
+    parse_command,
+    parse_count,
+    parse_environment,
+    parse_flag,
+    parse_names,
+    parse_path,
+    parse_seconds,
+    parse_signal,
+)
+
+MAX_UNIT_BYTES = 64 * 1024  # the longest unit file seen is 2 KiB; a bound keeps a wrong file from filling memory
+DEFAULT_PATH = "/sbin:/usr/sbin:/bin:/usr/bin"
+
+_RESTARTS = ("no", "always", "on-failure", "on-success")
+_TYPES = ("simple", "oneshot")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One service as its file describes it; field by field the keys in `KEYS`."""
+
+    name: str
+    argv: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+    restart: str = "no"
+    restart_delay_s: float = 5.0
+    working_directory: str = "/"
+    enabled: bool = True
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    required_by: tuple[str, ...] = ()
+    user: str = ""
+    group: str = ""
+    root_directory: str = ""
+    mount_api_vfs: bool = True
+    stop_signal: int = signal.SIGTERM
+    stop_timeout_s: float = 10.0
+    oneshot: bool = False
+    bind_paths: tuple[BindPath, ...] = field(default=())
+    powers_off: bool = False
+    start_limit_burst: int = 10
+    start_limit_interval_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What one key of a unit file means."""
+
+    attribute: str
+    parse: Callable[[object], object]
+    kind: str
+    default: str
+    meaning: str
+
+
+KEYS: dict[str, Key] = {
+    "ExecStart": Key("argv", parse_command, "string or list", "required", "the program; a list is the exact argv"),
+    "Type": Key(
+        "oneshot",
+        lambda v: accept_one_of(*_TYPES)(v) == "oneshot",
+        "simple, oneshot",
+        "simple",
+        "simple is up once the program runs, oneshot once it has ended with 0",
+    ),
+    "Environment": Key(
+        "environment",
+        parse_environment,
+        "list of NAME=value",
+        "[]",
+        "the whole environment besides init.toml's; PATH is added if neither has it",
+    ),
+    "WorkingDirectory": Key("working_directory", parse_path, "path", "/", "inside RootDirectory; must exist"),
+    "User": Key("user", parse_account, "name or number", "root", "a name is looked up in the unit root's /etc/passwd"),
+    "Group": Key(
+        "group", parse_account, "name or number", "the user's", "a name is looked up in the unit root's /etc/group"
+    ),
+    "RootDirectory": Key("root_directory", parse_path, "path", "/", "the unit is chrooted there"),
+    "MountAPIVFS": Key(
+        "mount_api_vfs", parse_flag, "true, false", "true", "with RootDirectory: /proc, /sys and /dev are bound into it"
+    ),
+    "BindPaths": Key(
+        "bind_paths",
+        parse_bind_paths,
+        "list of source:destination",
+        "[]",
+        "bound before the start; the destination is seen from inside RootDirectory; `-` before the "
+        "source: skip if it is missing",
+    ),
+    "Restart": Key(
+        "restart",
+        accept_one_of(*_RESTARTS),
+        "no, always, on-failure, on-success",
+        "no",
+        "death by signal is failure",
+    ),
+    "RestartSec": Key("restart_delay_s", parse_seconds, "seconds", "5", "pause from the end to the next start"),
+    "StartLimitBurst": Key(
+        "start_limit_burst",
+        parse_count,
+        "number",
+        "10",
+        "so many starts in StartLimitIntervalSec, then the unit has failed for good; 0: no limit",
+    ),
+    "StartLimitIntervalSec": Key("start_limit_interval_s", parse_seconds, "seconds", "60", "see StartLimitBurst"),
+    "StopSignal": Key("stop_signal", parse_signal, "signal", "SIGTERM", "sent to the process group"),
+    "TimeoutStopSec": Key("stop_timeout_s", parse_seconds, "seconds", "10", "then the whole session gets SIGKILL"),
+    "ServiceEnable": Key("enabled", parse_flag, "true, false", "true", "false: not started"),
+    "After": Key("after", parse_names, "list of units", "[]", "start once these have started or failed; stop first"),
+    "Before": Key("before", parse_names, "list of units", "[]", "the reverse of After"),
+    "Requires": Key(
+        "requires",
+        parse_names,
+        "list of units",
+        "[]",
+        "After, and these must be up: one that fails for good takes this unit with it",
+    ),
+    "RequiredBy": Key("required_by", parse_names, "list of units", "[]", "the reverse of Requires"),
+    "OnExit": Key(
+        "powers_off",
+        lambda v: bool(accept_one_of("poweroff")(v)),
+        "poweroff",
+        "nothing",
+        "when the unit has ended for good, the enclave ends and reports the unit's status",
+    ),
+}  # fmt: skip - one key a line reads as the table that it is
+
+
+def find_key_line(text: str, key: str) -> int:
+    """Return the line, from 1, on which the top-level `key` or `[key]` stands; 0 if it cannot be found.
+
+    A line counts only if what is above it parses on its own: inside a multi-line string or list it does not.
+    """
+    spelled = rf"(?:{re.escape(key)}|\"{re.escape(key)}\"|'{re.escape(key)}')"
+    statement = re.compile(rf"\s*(?:{spelled}\s*[.=]|\[\[?\s*{spelled}\s*[.\]])")
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        if statement.match(line):
+            try:
+                tomllib.loads("\n".join(lines[: number - 1]))
+            except (ValueError, RecursionError):
+                continue
+            return number
+    return 0
+
+
+def split_toml_error(exc: Exception, text: str) -> tuple[str, int]:
+    """Return tomllib's reason and line, 0 if it names none; besides its own errors those of int() and of nesting."""
+    if isinstance(exc, RecursionError):
+        return "it is nested too deeply", 0
+    reason, _, place = str(exc).partition(" (at ")
+    if place.startswith("end of document"):
+        return reason.lower(), len(text.splitlines())
+    line = place.removeprefix("line ").partition(",")[0]
+    return reason.lower(), int(line) if line.isdigit() else 0
+
+
+def parse_unit(name: str, text: str, source: str) -> Unit:
+    """Return the unit that `text` describes.
+
+    Args:
+        name: without `.service`. source: the path, for messages.
+    Raises:
+        ConfigError, whose source is `path:line` wherever one line is to blame.
+    """
+
+    def refuse(key: str, reason: str) -> ConfigError:
+        line = find_key_line(text, key) if key else 0
+        return ConfigError(f"{source}:{line}" if line else source, key, reason)
+
+    try:
+        name = normalize_name(name)
+    except ValueError as exc:
+        raise ConfigError(source, "", str(exc)) from exc
+    if len(text) > MAX_UNIT_BYTES:
+        raise refuse("", f"it is longer than {MAX_UNIT_BYTES} bytes")
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as exc:
+        reason, line = split_toml_error(exc, text)
+        raise ConfigError(f"{source}:{line}" if line else source, "", reason) from exc
+    values: dict[str, object] = {}
+    for key, value in document.items():
+        known = KEYS.get(key)
+        if known is None:
+            table = isinstance(value, dict)
+            raise refuse(key, "a unit file has no tables: leave that line out" if table else "unknown key")
+        try:
+            values[known.attribute] = known.parse(value)
+        except ValueError as exc:
+            raise refuse(key, str(exc)) from exc
+    if "argv" not in values:
+        raise refuse("", "it has no ExecStart")
+    unit = Unit(name=name, **values)  # type: ignore[arg-type]  # KEYS pairs each attribute with its parser
+    if unit.oneshot and unit.restart in ("always", "on-success"):
+        raise refuse("Restart", f"a oneshot unit cannot have {unit.restart}: it would never be done")
+    if unit.root_directory.rstrip("/"):
+        inside = unit.root_directory.rstrip("/") + "/"
+        for bind in unit.bind_paths:
+            if bind.destination.startswith(inside):
+                seen = bind.destination[len(inside) - 1 :]
+                raise refuse("BindPaths", f"{bind.destination} is seen from inside RootDirectory: write {seen}")
+    return unit

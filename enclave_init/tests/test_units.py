@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from enclavekit_core.errors import ConfigError
+from enclavekit_enclave_init.unit_values import BindPath, normalize_name, parse_signal, split_command
+from enclavekit_enclave_init.units import KEYS, Unit, find_key_line, parse_unit
+from hypothesis import given
+from hypothesis import strategies as st
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize(
+    ("text", "argv"),
+    [
+        ("a b\tc\nd", ("a", "b", "c", "d")),
+        ('a "b c" d', ("a", "b c", "d")),
+        ("a 'b \\ c' d", ("a", "b \\ c", "d")),
+        ('a "" b', ("a", "", "b")),
+        (r"a b\ c \"d", ("a", "b c", '"d')),
+        ('a="b c"d', ("a=b cd",)),
+        ("  ", ()),
+    ],
+)
+def test_split_command_table(text, argv):
+    assert split_command(text) == argv
+
+
+@pytest.mark.parametrize("text", ['a "b', "a 'b", "a\\"])
+def test_split_command_refuses_what_is_open(text):
+    with pytest.raises(ValueError):
+        split_command(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [(15, 15), ("15", 15), ("TERM", 15), ("SIGTERM", 15), ("SIGRTMIN+3", signal.SIGRTMIN + 3), ("quit", 3)],
+)
+def test_parse_signal_table(value, number):
+    assert parse_signal(value) == number
+
+
+@pytest.mark.parametrize("value", [0, 65, "SIGNOT", "SIGTERM+1", True, 1.5, "", "SIGRTMIN+x", "SIGRTMIN+99"])
+def test_parse_signal_refuses(value):
+    with pytest.raises(ValueError):
+        parse_signal(value)
+
+
+def test_parse_unit_takes_every_key():
+    text = """
+ExecStart = ["/bin/app", "two words", ""]
+Type = "simple"
+Environment = ["A=1=2", "B="]
+Restart = "on-failure"
+RestartSec = 0.5
+StartLimitBurst = 3
+StartLimitIntervalSec = 30
+WorkingDirectory = "/srv"
+ServiceEnable = false
+Before = ["x.service"]
+After = ["y"]
+Requires = ["db"]
+RequiredBy = ["z"]
+User = 1000
+Group = "www"
+RootDirectory = "/rootfs"
+MountAPIVFS = false
+StopSignal = "SIGQUIT"
+TimeoutStopSec = 3
+BindPaths = ["/data", "-/a:/b"]
+OnExit = "poweroff"
+"""
+    assert set(re.findall(r"^(\w+) =", text, re.M)) == set(KEYS)
+    assert parse_unit("app", text, "f") == Unit(
+        name="app",
+        argv=("/bin/app", "two words", ""),
+        environment=(("A", "1=2"), ("B", "")),
+        restart="on-failure",
+        restart_delay_s=0.5,
+        start_limit_burst=3,
+        start_limit_interval_s=30.0,
+        working_directory="/srv",
+        enabled=False,
+        before=("x",),
+        after=("y",),
+        requires=("db",),
+        required_by=("z",),
+        user="1000",
+        group="www",
+        root_directory="/rootfs",
+        mount_api_vfs=False,
+        stop_signal=signal.SIGQUIT,
+        stop_timeout_s=3.0,
+        oneshot=False,
+        bind_paths=(BindPath("/data", "/data"), BindPath("/a", "/b", optional=True)),
+        powers_off=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "word"),
+    [
+        ("ExecStart = 'a'\nNope = 1", "f:2", "Nope"),
+        ("[Service]\nExecStart = 'a'", "f:1", "Service"),
+        ("ExecStart = '''\nNope = 1\n'''\n\nNope = 2", "f:5", "Nope"),
+        ("ExecStart = 'a'\nExecStart = 'b'", "f:2", ""),
+        ("ExecStart = 'a'\n\nx = = 1", "f:3", ""),
+        ("ExecStart = 'a'\nx = [" + "[" * 5000, "f", "nested"),
+        ("ExecStart = 'a'\nx = 1" + "0" * 5000, "f", ""),
+        ("ExecStart = ''", "f:1", "ExecStart"),
+        ("ExecStart = ['', 'x']", "f:1", "ExecStart"),
+        ("ExecStart = 'a \"b'", "f:1", "ExecStart"),
+        ("User = 1\n", "f", ""),
+        ("ExecStart = 'a'\nRestart = 'sometimes'", "f:2", "Restart"),
+        ("ExecStart = 'a'\nRestartSec = '5'", "f:2", "RestartSec"),
+        ("ExecStart = 'a'\nRestartSec = -1", "f:2", "RestartSec"),
+        ("ExecStart = 'a'\nRestartSec = nan", "f:2", "RestartSec"),
+        ("ExecStart = 'a'\nServiceEnable = 'yes'", "f:2", "ServiceEnable"),
+        ("ExecStart = 'a'\nEnvironment = ['A']", "f:2", "Environment"),
+        ("ExecStart = 'a'\nEnvironment = ['A=\\u0000']", "f:2", "Environment"),
+        ("ExecStart = 'a'\nWorkingDirectory = 'rel'", "f:2", "WorkingDirectory"),
+        ("ExecStart = 'a'\nRootDirectory = '/a/../b'", "f:2", "RootDirectory"),
+        ("ExecStart = 'a'\nRequires = ['../x']", "f:2", "Requires"),
+        ("ExecStart = 'a'\nUser = 'a:b'", "f:2", "User"),
+        ("ExecStart = 'a'\nUser = 4294967295", "f:2", "User"),
+        ("ExecStart = 'a'\nOnExit = 'reboot'", "f:2", "OnExit"),
+        ("ExecStart = 'a'\nType = 'oneshot'\nRestart = 'always'", "f:3", "Restart"),
+        ("ExecStart = 'a'\nRootDirectory = '/r'\nBindPaths = ['/d:/r/d']", "f:3", "write /d"),
+    ],
+)  # fmt: skip
+def test_parse_unit_refuses_with_the_line(text, where, word):
+    if "u0000" in text:
+        text = text.replace("'A=\\u0000'", '"A=\\u0000"')
+    with pytest.raises(ConfigError) as caught:
+        parse_unit("app", text, "f")
+    assert caught.value.source == where
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", ".", "../x", "a/b", "-a", "a" * 65, "enclave-init", "a b", "ü"])
+def test_unit_names_that_are_refused(name):
+    with pytest.raises(ValueError):
+        normalize_name(name)
+    with pytest.raises(ConfigError):
+        parse_unit(name, "ExecStart = 'a'", "f")
+
+
+@given(st.text(max_size=200))
+def test_parse_unit_only_raises_config_error(text):
+    try:
+        parse_unit("app", text, "f")
+    except ConfigError:
+        pass
+
+
+@given(
+    st.sampled_from(sorted(KEYS)), st.text(max_size=30) | st.integers() | st.booleans() | st.lists(st.text(max_size=9))
+)
+def test_parse_value_only_raises_value_error(key, value):
+    try:
+        KEYS[key].parse(value)
+    except ValueError:
+        pass
+
+
+def test_find_key_line_of_a_key_that_is_not_there():
+    assert find_key_line("a = 1", "b") == 0
+
+
+def test_readme_lists_the_unit_keys_as_the_code_has_them():
+    rows = [f"| `{name}` | {key.kind} | {key.default} | {key.meaning} |" for name, key in KEYS.items()]
+    assert "\n".join(rows) in README.read_text()

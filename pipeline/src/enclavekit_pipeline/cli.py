@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Command `pipeline`: exec and cp into an enclave over an attested, encrypted channel."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from enclavekit_core.address import MIN_ENCLAVE_CID, VsockAddress, parse_cid
+from enclavekit_core.cli import run_command
+from enclavekit_core.errors import ConfigError, EnclavekitError, TransportError
+
+if TYPE_CHECKING:
+    from enclavekit_pipeline.client import Target
+
+DEFAULT_PORT = 53000
+DEFAULT_CONNECT_TIMEOUT_S = 10.0
+EXEC_FAILURE = 255  # as ssh: 0..254 belong to the command in the enclave
+EXEC_EPILOG = """\
+exit codes: the command's own; 128+n if signal n ended it; 255 if it could not be run at all.
+Everything after -- is the command, word by word; no shell is involved unless you name one.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    if args.command == "exec":
+        return run_command("pipeline", lambda: as_exec_failure(args))
+    return run_command("pipeline", lambda: int(args.run(args)))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pipeline", description="Run commands in an enclave and copy files, over an attested channel."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "exec",
+        help="run a command in an enclave",
+        epilog=EXEC_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_target_flags(run)
+    run.add_argument("-i", "--interactive", action="store_true", help="send our standard input; else /dev/null")
+    run.add_argument("-e", "--env", action="append", default=[], metavar="K=V", help="environment; repeatable")
+    run.add_argument("-w", "--workdir", metavar="DIR", help="working directory (default: /)")
+    run.add_argument("-u", "--user", metavar="USER", help="name or uid, with :group if wanted (default: root)")
+    run.add_argument("--timeout", type=float, metavar="S", help="end the command after S seconds (exit 143 or 137)")
+    run.add_argument("cid", metavar="CID", help="of the enclave")
+    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
+    run.set_defaults(run=run_exec)
+
+    copy = commands.add_parser("cp", help="copy a file into or out of an enclave")
+    add_target_flags(copy)
+    copy.add_argument("source", metavar="SRC", help="PATH, CID:PATH, or - for standard input")
+    copy.add_argument("target", metavar="DST", help="CID:PATH, PATH, or - for standard output")
+    copy.set_defaults(run=run_copy)
+
+    keygen = commands.add_parser("keygen", help="make a key, and the certificate that goes into an image")
+    keygen.add_argument("--name", required=True, help="what the enclave's list and logs call the holder")
+    keygen.add_argument("-o", "--output", default=".", metavar="DIR", help="directory for NAME.key and NAME.crt")
+    keygen.set_defaults(run=run_keygen)
+
+    listen = commands.add_parser("listen", help="serve exec and cp (in the enclave)")
+    listen.add_argument("--port", type=int, default=DEFAULT_PORT, help="vsock port (default: %(default)s)")
+    listen.add_argument(
+        "--clients", default="/etc/enclavekit/clients.yaml", metavar="FILE", help="who may enter (default: %(default)s)"
+    )
+    listen.add_argument(
+        "--root",
+        default="/rootfs",
+        metavar="DIR",
+        help="the app's root; / where it does not exist (default: %(default)s)",
+    )
+    listen.add_argument("--nsm", metavar="PATH", help="default: $ENCLAVEKIT_NSM, else /dev/nsm")
+    listen.set_defaults(run=run_listen)
+    return parser
+
+
+def add_target_flags(parser: argparse.ArgumentParser) -> None:
+    expect = parser.add_argument_group("what the enclave must prove first (one of the three)")
+    expect.add_argument("--eif", metavar="FILE", help="that it runs this image (or $PIPELINE_EIF)")
+    expect.add_argument("--policy", metavar="FILE", help="that it meets this policy (or $PIPELINE_POLICY)")
+    expect.add_argument("--pcr", action="append", default=[], metavar="N=HEX", help="that PCR N is this; repeatable")
+    expect.add_argument("--max-age", type=float, metavar="S", help="oldest evidence accepted, seconds")
+    caller = parser.add_argument_group("who we are")
+    caller.add_argument(
+        "--identity", metavar="PREFIX", help="PREFIX.key and PREFIX.crt of keygen (or $PIPELINE_IDENTITY)"
+    )
+    weaken = parser.add_argument_group("what weakens the guarantee")
+    weaken.add_argument("--allow-debug", action="store_true", help="accept an enclave in debug mode")
+    weaken.add_argument(
+        "--insecure-dev-root",
+        metavar="PEM",
+        help="trust this root instead of AWS's: emulated enclaves (or $PIPELINE_INSECURE_DEV_ROOT)",
+    )
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="vsock port (default: %(default)s)")
+    parser.add_argument(
+        "--connect-timeout",
+        type=float,
+        default=DEFAULT_CONNECT_TIMEOUT_S,
+        metavar="S",
+        help="keep trying to connect for S seconds (default: %(default)s)",
+    )
+    parser.add_argument("--system", action="store_true", help="act on the framework's root, not the app's")
+
+
+def as_exec_failure(args: argparse.Namespace) -> int:
+    """Run exec; our own failures end with 255, whatever their kind."""
+    try:
+        return int(args.run(args))
+    except EnclavekitError as exc:
+        print(f"pipeline: {exc}", file=sys.stderr)
+        return EXEC_FAILURE
+
+
+def run_exec(args: argparse.Namespace) -> int:
+    argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
+    if not argv:
+        raise ConfigError("exec", "", "it names no command after --")
+    environment = {}
+    for setting in args.env:
+        name, separator, value = setting.partition("=")
+        if not name or not separator:
+            raise ConfigError("--env", "", f"{setting!r} is not K=V")
+        environment[name] = value
+    if args.timeout is not None and args.timeout <= 0:
+        raise ConfigError("--timeout", "", "it is not a positive number of seconds")
+    from enclavekit_pipeline.exec_client import run_exec as run
+    from enclavekit_pipeline.requests import ExecRequest
+
+    request = ExecRequest(
+        argv=argv,
+        stdin=args.interactive,
+        environment=environment,
+        directory=args.workdir,
+        user=args.user,
+        timeout_s=args.timeout,
+        system=args.system,
+    )
+    return asyncio.run(run(make_target(args, args.cid), request))
+
+
+def run_copy(args: argparse.Namespace) -> int:
+    source, target = split_place(args.source), split_place(args.target)
+    if (source is None) == (target is None):
+        raise ConfigError("cp", "", "exactly one side must be CID:PATH")
+    from enclavekit_pipeline.copy_client import copy_in, copy_out
+
+    if target is not None:
+        cid, path = target
+        asyncio.run(copy_in(make_target(args, cid), args.source, path, system=args.system))
+    elif source is not None:
+        cid, path = source
+        asyncio.run(copy_out(make_target(args, cid), path, args.target, system=args.system))
+    return 0
+
+
+def split_place(text: str) -> tuple[str, str] | None:
+    """Return (CID, path) for CID:PATH; None for a path of ours, which `./` in front makes of anything."""
+    cid, colon, path = text.partition(":")
+    if not colon or not cid.isascii() or not cid.isdigit():
+        return None
+    if not path.startswith("/"):
+        raise ConfigError(text, "", "the path in an enclave must be absolute")
+    return cid, path
+
+
+def make_target(args: argparse.Namespace, cid_text: str) -> Target:
+    """Return whom to enter and on what conditions. Raises EnclavekitError before anything is sent."""
+    cid = parse_cid(cid_text)
+    if cid < MIN_ENCLAVE_CID:
+        raise TransportError("enter", f"CID {cid_text}", "it is not an enclave's")
+    from enclavekit_pipeline.client import Target
+    from enclavekit_pipeline.identity import Identity
+    from enclavekit_pipeline.trust import VARIABLES, build_trust
+
+    prefix = args.identity or os.environ.get(VARIABLES["identity"])
+    if not prefix:
+        raise ConfigError("an enclave", "", "nothing says who we are: give --identity PREFIX (see pipeline keygen)")
+    trust = build_trust(
+        eif=args.eif,
+        policy=args.policy,
+        pcrs=args.pcr,
+        insecure_dev_root=args.insecure_dev_root,
+        allow_debug=args.allow_debug,
+        max_age_s=args.max_age,
+        environment=os.environ,
+    )
+    return Target(VsockAddress(cid, args.port), trust, Identity.load(prefix), args.connect_timeout)
+
+
+def run_keygen(args: argparse.Namespace) -> int:
+    from enclavekit_pipeline.identity import generate
+
+    key, certificate = generate(args.name, args.output)
+    print(f"key          {key}  (keep it)\ncertificate  {certificate}  (goes into images: rbuilds build --authorize)")
+    return 0
+
+
+def run_listen(args: argparse.Namespace) -> int:
+    from enclavekit_pipeline.server import listen
+
+    return listen(port=args.port, clients_path=args.clients, root=args.root, nsm_path=args.nsm)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The caller's side of a connection: connect, make the enclave prove itself, prove ourselves, then open one request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from enclavekit_core import aio, tls
+from enclavekit_core.address import VsockAddress
+from enclavekit_core.errors import RemoteProtocolError, TransportError
+
+from enclavekit_pipeline.frames import Frame, Kind
+from enclavekit_pipeline.handshake import NONCE_BYTES, ClientHandshake, proof_bytes
+from enclavekit_pipeline.identity import Identity
+from enclavekit_pipeline.mux import Connection, Stream
+from enclavekit_pipeline.requests import Failure, Message, decode_payload, encode_payload
+from enclavekit_pipeline.trust import Trust
+
+FIRST_RETRY_S, LAST_RETRY_S = 0.02, 0.5
+HANDSHAKE_TIMEOUT_S = 30.0
+REQUEST_STREAM = 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """Whom to enter, and as whom."""
+
+    address: VsockAddress
+    trust: Trust
+    identity: Identity
+    connect_timeout_s: float
+
+
+class RequestRefused(RemoteProtocolError):
+    """The enclave said no, or could not; the text is its own."""
+
+
+@contextlib.asynccontextmanager
+async def open_request(target: Target, request: Message) -> AsyncIterator[Stream]:
+    """Yield the stream of `request` on a connection of its own.
+
+    Raises: TransportError, VerificationError (nothing was sent then), RemoteProtocolError.
+    """
+    reader, writer = await connect(target)
+    connection = Connection(reader, writer, target.address)
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            await shake_hands(connection, writer, target)
+    except TimeoutError as exc:
+        await connection.close()
+        raise TransportError("shake hands with", target.address, "timed out") from exc
+    except BaseException:
+        await connection.close()
+        raise
+    stream = connection.open_stream(REQUEST_STREAM)
+    reading = asyncio.create_task(connection.run(accept_streams=False))
+    try:
+        await stream.send(Kind.OPEN, encode_payload(request))
+        yield stream
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await connection.close()
+
+
+async def connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect, and try again while the enclave is still booting. Raises TransportError."""
+    deadline = time.monotonic() + target.connect_timeout_s
+    pause = FIRST_RETRY_S
+    while True:
+        remaining = deadline - time.monotonic()
+        try:
+            return await aio.open_stream(
+                target.address, tls=tls.attested_client_context(), timeout_s=max(remaining, FIRST_RETRY_S)
+            )
+        except TransportError:
+            if remaining <= pause:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LAST_RETRY_S)
+
+
+async def shake_hands(connection: Connection, writer: asyncio.StreamWriter, target: Target) -> str:
+    """Verify the enclave, then show who we are; return the name it knows us by."""
+    certificate = tls.peer_certificate_der(writer.get_extra_info("ssl_object"))
+    handshake = ClientHandshake(os.urandom(NONCE_BYTES))
+    await connection.send(handshake.hello())
+    evidence = handshake.receive_evidence(await connection.read_frame())
+    target.trust.verify(evidence.document, handshake.nonce, certificate)
+    signed = proof_bytes(spki_sha256(certificate), handshake.nonce, evidence.server_nonce)
+    await connection.send(handshake.auth(target.identity.certificate_der, target.identity.sign(signed)))
+    return handshake.receive_accept(await connection.read_frame())
+
+
+def spki_sha256(certificate_der: bytes) -> bytes:
+    """Return the SHA-256 of the certificate's SubjectPublicKeyInfo."""
+    import hashlib
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = x509.load_der_x509_certificate(certificate_der).public_key()
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+async def receive(stream: Stream, *wanted: Kind) -> Frame:
+    """Return the next frame if it is of a wanted kind. Raises RequestRefused with the enclave's words for an ERROR."""
+    frame = await stream.receive()
+    if frame.kind is Kind.ERROR:
+        raise RequestRefused(decode_payload(Failure, frame.payload).message)
+    if frame.kind not in wanted:
+        raise RemoteProtocolError(f"cannot read frame: {frame.kind.name} where {wanted[0].name} is due")
+    return frame

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The measured list of who may enter and what each may do; every decision about a request is made here. Pure but for
+reading the file.
+
+    clients:
+      - name: alice
+        certificate: |            # or spki_sha256: HEX
+          -----BEGIN CERTIFICATE-----
+          ...
+        allow: [exec, cp-in, cp-out]
+        commands: [[ls, ...], [cat, /data/*]]   # absent: any; word by word, shell patterns; `...` last: any more words
+        read: [/data]                           # absent: any path
+        write: [/data/in]                       # absent: any path
+        system: false                           # may act on the framework's root as well
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import hmac
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from enclavekit_core.config import StrictConfig, load_config
+from enclavekit_core.errors import ConfigError, VerificationError
+
+from enclavekit_pipeline.requests import CopyInRequest, CopyOutRequest, ExecRequest, Request
+
+VERBS = ("exec", "cp-in", "cp-out")
+ANY_MORE = "..."
+
+
+class Grant(StrictConfig, frozen=True):
+    """One client."""
+
+    name: str
+    allow: list[str]
+    certificate: str | None = None
+    """PEM; exactly one of this and `spki_sha256`."""
+    spki_sha256: str | None = None
+    """Hex."""
+    commands: list[list[str]] | None = None
+    read: list[str] | None = None
+    write: list[str] | None = None
+    system: bool = False
+
+
+class ClientList(StrictConfig, frozen=True):
+    clients: list[Grant]
+
+
+class Refused(Exception):
+    """The list says no; the text completes "cannot <verb> <object>: "."""
+
+
+class Clients:
+    """The list, ready for look-ups."""
+
+    def __init__(self, entries: ClientList, source: str) -> None:
+        self._by_key: dict[bytes, Grant] = {}
+        for grant in entries.clients:
+            if unknown := set(grant.allow) - set(VERBS):
+                raise ConfigError(source, grant.name, f"allow: {min(unknown)!r} is none of {', '.join(VERBS)}")
+            for prefix in (*(grant.read or ()), *(grant.write or ())):
+                if not prefix.startswith("/"):
+                    raise ConfigError(source, grant.name, f"path {prefix!r} is not absolute")
+            key = _key_of(grant, source)
+            if key in self._by_key:
+                raise ConfigError(source, grant.name, f"it has the key of {self._by_key[key].name}")
+            self._by_key[key] = grant
+
+    @classmethod
+    def load(cls, path: str) -> Clients:
+        """Raises ConfigError: no list, no listener."""
+        return cls(load_config(ClientList, path), path)
+
+    def authenticate(self, certificate_der: bytes, signature: bytes, signed: bytes) -> Grant:
+        """Return the grant of whoever made `signature` over `signed`.
+
+        Raises: VerificationError if the proof is wrong or its maker is not in the list.
+        """
+        try:
+            certificate = x509.load_der_x509_certificate(certificate_der)
+            key = certificate.public_key()
+        except (ValueError, TypeError) as exc:
+            raise VerificationError("the caller", "the certificate is not one") from exc
+        try:
+            if isinstance(key, ec.EllipticCurvePublicKey):
+                key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+            elif isinstance(key, ed25519.Ed25519PublicKey):
+                key.verify(signature, signed)
+            else:
+                raise VerificationError("the caller", "neither an EC nor an Ed25519 key")
+        except InvalidSignature as exc:
+            raise VerificationError("the caller", "the signature is not by the certificate's key") from exc
+        spki = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+        for known, grant in self._by_key.items():
+            if hmac.compare_digest(known, spki):
+                return grant
+        raise VerificationError(
+            "the caller", f"the enclave's list has no client {_name_of(certificate)!r} with this key"
+        )
+
+
+def check_request(grant: Grant, request: Request) -> None:
+    """Raises Refused if the grant does not cover the request; paths of copies are checked again once resolved."""
+    verb = {ExecRequest: "exec", CopyInRequest: "cp-in", CopyOutRequest: "cp-out"}[type(request)]
+    if verb not in grant.allow:
+        raise Refused(f"{grant.name} may not {verb}")
+    if request.system and not grant.system:
+        raise Refused(f"{grant.name} may not act on the system")
+    if isinstance(request, ExecRequest) and grant.commands is not None:
+        if not any(_matches(pattern, request.argv) for pattern in grant.commands):
+            raise Refused(f"{grant.name} may not run that command")
+        if request.environment or request.user or request.directory:
+            # each of them can turn an allowed command into another one
+            raise Refused(f"{grant.name} may run its commands only as they are, without -e, -u or -w")
+
+
+def check_path(grant: Grant, verb: str, path: str) -> None:
+    """Raises Refused if `path`, absolute in the root and without links, is not below an allowed prefix."""
+    prefixes = grant.write if verb == "cp-in" else grant.read
+    if prefixes is None:
+        return
+    for prefix in prefixes:
+        base = prefix.rstrip("/")
+        if path == base or path.startswith(base + "/"):
+            return
+    raise Refused(f"{grant.name} may not {'write' if verb == 'cp-in' else 'read'} there")
+
+
+def _matches(pattern: list[str], argv: list[str]) -> bool:
+    if pattern and pattern[-1] == ANY_MORE:
+        pattern = pattern[:-1]
+        argv = argv[: len(pattern)]
+    return len(argv) == len(pattern) and all(
+        fnmatch.fnmatchcase(word, wanted) for word, wanted in zip(argv, pattern, strict=True)
+    )
+
+
+def _key_of(grant: Grant, source: str) -> bytes:
+    if (grant.certificate is None) == (grant.spki_sha256 is None):
+        raise ConfigError(source, grant.name, "it needs a certificate or an spki_sha256, and not both")
+    try:
+        if grant.spki_sha256 is not None:
+            key = bytes.fromhex(grant.spki_sha256)
+            if len(key) != hashlib.sha256().digest_size:
+                raise ValueError
+            return key
+        certificate = x509.load_pem_x509_certificate((grant.certificate or "").encode())
+        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(spki).digest()
+    except ValueError as exc:
+        raise ConfigError(source, grant.name, "its certificate or key hash is malformed") from exc
+
+
+def _name_of(certificate: x509.Certificate) -> str:
+    names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return str(names[0].value)[:64] if names else "without a name"

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pipeline exec` on the caller's side: our standard streams are the command's, our signals too."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+from enclavekit_pipeline.client import Target, open_request, receive
+from enclavekit_pipeline.frames import MAX_PAYLOAD_BYTES, Kind
+from enclavekit_pipeline.mux import Stream
+from enclavekit_pipeline.requests import ExecRequest, Exit, decode_payload
+
+FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+STDIN, STDOUT, STDERR = 0, 1, 2
+TARGETS = {Kind.STDOUT: STDOUT, Kind.STDERR: STDERR}
+
+
+async def run_exec(target: Target, request: ExecRequest) -> int:
+    """Run the command and return its exit status. Raises what `open_request` raises."""
+    async with open_request(target, request) as stream:
+        await receive(stream, Kind.OPENED)
+        background: set[asyncio.Task[None]] = set()
+        with forwarded_signals(stream, background):
+            if request.stdin:
+                background.add(asyncio.create_task(send_stdin(stream)))
+            try:
+                return await take_output(stream)
+            finally:
+                for task in background:
+                    task.cancel()
+
+
+async def take_output(stream: Stream) -> int:
+    while True:
+        frame = await receive(stream, Kind.EXIT, Kind.STDOUT, Kind.STDERR)
+        if frame.kind is Kind.EXIT:
+            return decode_payload(Exit, frame.payload).status
+        if frame.payload:
+            await asyncio.to_thread(write_all, TARGETS[frame.kind], frame.payload)
+            await stream.consumed(frame)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+async def send_stdin(stream: Stream) -> None:
+    """Send our standard input to its end.
+
+    It is read in a daemon thread: a terminal or a pipe may block for ever, and nothing can interrupt that read.
+    """
+    loop = asyncio.get_running_loop()
+    chunks: asyncio.Queue[bytes] = asyncio.Queue()
+    wanted = threading.Semaphore(2)  # read one chunk ahead, no more
+
+    def read() -> None:
+        while True:
+            wanted.acquire()
+            try:
+                data = os.read(STDIN, MAX_PAYLOAD_BYTES)
+            except OSError:
+                data = b""
+            with contextlib.suppress(RuntimeError):  # the loop has closed: the command is over
+                loop.call_soon_threadsafe(chunks.put_nowait, data)
+            if not data:
+                return
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    while data := await chunks.get():
+        await stream.send_data(Kind.STDIN, data)
+        wanted.release()
+    await stream.send_end(Kind.STDIN)
+
+
+@contextlib.contextmanager
+def forwarded_signals(stream: Stream, background: set[asyncio.Task[None]]) -> Iterator[None]:
+    """Send our signals to the command; the second Ctrl-C ends us as well, in case the enclave does not answer."""
+    loop = asyncio.get_running_loop()
+    seen: set[int] = set()
+
+    def forward(number: int) -> None:
+        background.add(loop.create_task(stream.send(Kind.SIGNAL, bytes([number]))))
+        if number in seen or number == signal.SIGHUP:
+            loop.remove_signal_handler(number)
+        seen.add(number)
+
+    for number in FORWARDED_SIGNALS:
+        loop.add_signal_handler(number, forward, number)
+    try:
+        yield
+    finally:
+        for number in FORWARDED_SIGNALS:
+            loop.remove_signal_handler(number)

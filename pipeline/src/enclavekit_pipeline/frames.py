@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frame codec of the pipeline channel: pure, no I/O.
+
+Source: docs/reference/pipeline-wire.md. House rule: everything that knows the byte layout lives in this file.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+
+from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
+
+PROTOCOL_VERSION = 1
+HEADER = struct.Struct(">BBHI")  # kind u8, flags u8, stream u16, length u32: 8 bytes, big-endian
+CREDIT = struct.Struct(">BI")  # kind of the data that is granted, bytes
+MAX_PAYLOAD_BYTES = 64 * 1024  # one pipe buffer: small enough to interleave, large enough to stream
+MAX_STREAM = 0xFFFF
+CONTROL_STREAM = 0
+FLAG_END = 1  # the last frame of this kind on this stream
+
+
+class Kind(enum.IntEnum):
+    """What a frame is. 1..4 make the handshake, in this order; the rest belongs to streams."""
+
+    HELLO, EVIDENCE, AUTH, ACCEPT = 1, 2, 3, 4
+    OPEN, OPENED = 16, 17
+    STDIN, STDOUT, STDERR = 18, 19, 20
+    CREDIT, SIGNAL, EXIT, DONE, ERROR = 21, 22, 23, 24, 25
+
+
+DATA_KINDS = frozenset({Kind.STDIN, Kind.STDOUT, Kind.STDERR})
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    kind: Kind
+    payload: bytes = b""
+    stream: int = CONTROL_STREAM
+    """0..65535; 0 is the connection itself."""
+    end: bool = False
+    """No more of this kind follows on this stream; only data has an end."""
+
+
+def encode(frame: Frame) -> bytes:
+    """Return header + payload. Raises LocalProtocolError if it does not fit."""
+    if len(frame.payload) > MAX_PAYLOAD_BYTES:
+        raise LocalProtocolError(f"cannot encode frame: payload of {len(frame.payload)} > {MAX_PAYLOAD_BYTES} bytes")
+    if not 0 <= frame.stream <= MAX_STREAM:
+        raise LocalProtocolError(f"cannot encode frame: no stream {frame.stream}")
+    if frame.end and frame.kind not in DATA_KINDS:
+        raise LocalProtocolError(f"cannot encode frame: {frame.kind.name} has no end")
+    return HEADER.pack(frame.kind, FLAG_END if frame.end else 0, frame.stream, len(frame.payload)) + frame.payload
+
+
+def encode_credit(stream: int, kind: Kind, count: int) -> bytes:
+    """Return the frame that lets the peer send `count` more bytes of `kind` on `stream`."""
+    return encode(Frame(Kind.CREDIT, CREDIT.pack(kind, count), stream))
+
+
+def decode_credit(payload: bytes) -> tuple[Kind, int]:
+    """Return (kind, bytes). Raises RemoteProtocolError."""
+    try:
+        number, count = CREDIT.unpack(payload)
+        kind = Kind(number)
+    except (struct.error, ValueError) as exc:
+        raise RemoteProtocolError("cannot read frame: credit is malformed") from exc
+    if kind not in DATA_KINDS:
+        raise RemoteProtocolError(f"cannot read frame: {kind.name} takes no credit")
+    return kind, count
+
+
+class FrameDecoder:
+    """Bytes in, frames out; holds at most one incomplete frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Return the frames that `data` completes. Raises RemoteProtocolError, after which the stream is lost."""
+        self._buffer += data
+        frames: list[Frame] = []
+        position = 0
+        while (frame := self._decode_at(position)) is not None:
+            frames.append(frame)
+            position += HEADER.size + len(frame.payload)
+        del self._buffer[:position]
+        return frames
+
+    def feed_eof(self) -> None:
+        """Say that no more comes. Raises RemoteProtocolError if a frame was cut."""
+        if self._buffer:
+            raise RemoteProtocolError("cannot read frame: the connection ended in the middle of it")
+
+    def _decode_at(self, position: int) -> Frame | None:
+        if len(self._buffer) - position < HEADER.size:
+            return None
+        number, flags, stream, length = HEADER.unpack_from(self._buffer, position)
+        try:
+            kind = Kind(number)
+        except ValueError as exc:
+            raise RemoteProtocolError(f"cannot read frame: no kind {number}") from exc
+        if length > MAX_PAYLOAD_BYTES:
+            raise RemoteProtocolError(
+                f"cannot read frame: it announces {length} bytes, the limit is {MAX_PAYLOAD_BYTES}"
+            )
+        if flags & ~FLAG_END or (flags and kind not in DATA_KINDS):
+            raise RemoteProtocolError(f"cannot read frame: flags {flags:#x} of {kind.name} are unknown")
+        start = position + HEADER.size
+        if len(self._buffer) < start + length:
+            return None
+        return Frame(kind, bytes(self._buffer[start : start + length]), stream, bool(flags & FLAG_END))

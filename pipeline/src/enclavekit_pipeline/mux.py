@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams over one connection: reads frames, hands them out, keeps the credit of both directions. The asyncio shell of
+`frames` and `flow`, the same on both ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from enclavekit_core.errors import RemoteProtocolError, TransportError
+
+from enclavekit_pipeline.flow import ReceiveCredit, SendCredit
+from enclavekit_pipeline.frames import (
+    CONTROL_STREAM,
+    DATA_KINDS,
+    MAX_PAYLOAD_BYTES,
+    Frame,
+    FrameDecoder,
+    Kind,
+    decode_credit,
+    encode,
+    encode_credit,
+)
+
+READ_BYTES = 256 * 1024
+MAX_QUEUED_FRAMES = 4096  # data is bounded by credit; this bounds what has none
+
+
+class Stream:
+    """One request's frames in both directions."""
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        self.number = number
+        self._connection = connection
+        self._incoming: asyncio.Queue[Frame | None] = asyncio.Queue()
+        self._send = {kind: SendCredit() for kind in DATA_KINDS}
+        self._receive = {kind: ReceiveCredit() for kind in DATA_KINDS}
+        self._granted = asyncio.Event()
+
+    async def send(self, kind: Kind, payload: bytes = b"") -> None:
+        await self._connection.send(Frame(kind, payload, self.number))
+
+    async def send_data(self, kind: Kind, data: bytes) -> None:
+        """Send data as fast as the peer takes it."""
+        view = memoryview(data)
+        while view:
+            credit = self._send[kind]
+            while not credit.available:
+                self._granted.clear()
+                self._connection.check_open()
+                await self._granted.wait()
+                self._connection.check_open()
+            part = bytes(view[: min(credit.available, MAX_PAYLOAD_BYTES)])
+            credit.spend(len(part))
+            view = view[len(part) :]
+            await self._connection.send(Frame(kind, part, self.number))
+
+    async def send_end(self, kind: Kind) -> None:
+        await self._connection.send(Frame(kind, b"", self.number, end=True))
+
+    async def receive(self) -> Frame:
+        """Return the next frame. Raises TransportError once the connection has ended."""
+        frame = await self._incoming.get()
+        if frame is None:
+            self._incoming.put_nowait(None)
+            raise self._connection.failure()
+        return frame
+
+    async def consumed(self, frame: Frame) -> None:
+        """Say that the data of `frame` has been passed on, so that the peer may send more."""
+        if grant := self._receive[frame.kind].consume(len(frame.payload)):
+            await self._connection.send_raw(encode_credit(self.number, frame.kind, grant))
+
+    def deliver(self, frame: Frame) -> None:
+        """Take a frame from the connection. Raises RemoteProtocolError if it breaks a limit."""
+        if frame.kind is Kind.CREDIT:
+            kind, count = decode_credit(frame.payload)
+            self._send[kind].grant(count)
+            self._granted.set()
+            return
+        if frame.kind in DATA_KINDS:
+            self._receive[frame.kind].receive(len(frame.payload))
+        if self._incoming.qsize() >= MAX_QUEUED_FRAMES:
+            raise RemoteProtocolError("cannot read frame: too many at once")
+        self._incoming.put_nowait(frame)
+
+    def end(self) -> None:
+        """Wake up whoever waits: the connection is over."""
+        self._incoming.put_nowait(None)
+        self._granted.set()
+
+
+class Connection:
+    """A connected pair of asyncio streams. One task runs `run`; any number send."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: object) -> None:
+        self._reader, self._writer, self._peer = reader, writer, peer
+        self._decoder = FrameDecoder()
+        self._pending: list[Frame] = []
+        self._streams: dict[int, Stream] = {}
+        self._error: Exception | None = None
+        self._ended = False
+        self.opened: asyncio.Queue[tuple[Stream, Frame] | None] = asyncio.Queue()
+
+    async def send(self, frame: Frame) -> None:
+        await self.send_raw(encode(frame))
+
+    async def send_raw(self, data: bytes) -> None:
+        self.check_open()
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except OSError as exc:
+            self._error = self._error or exc
+            raise self.failure() from exc
+
+    async def read_frame(self) -> Frame:
+        """Return the next frame of the handshake. Raises TransportError or RemoteProtocolError."""
+        while not self._pending:
+            if not await self._read_more():
+                raise self.failure()
+        return self._pending.pop(0)
+
+    async def _read_more(self) -> bool:
+        try:
+            data = await self._reader.read(READ_BYTES)
+        except OSError as exc:
+            self._error = exc
+            return False
+        if not data:
+            self._decoder.feed_eof()
+            return False
+        self._pending += self._decoder.feed(data)
+        return True
+
+    def open_stream(self, number: int) -> Stream:
+        stream = self._streams[number] = Stream(self, number)
+        return stream
+
+    def forget(self, stream: Stream) -> None:
+        self._streams.pop(stream.number, None)
+
+    @property
+    def stream_count(self) -> int:
+        return len(self._streams)
+
+    async def run(self, *, accept_streams: bool) -> None:
+        """Deliver frames until the connection ends; its reason is then in `failure()`.
+
+        Args:
+            accept_streams: whether the peer may open streams; they arrive in `opened`.
+        """
+        try:
+            while True:
+                for frame in self._pending:
+                    self._deliver(frame, accept_streams)
+                self._pending.clear()
+                if not await self._read_more():
+                    return
+        except RemoteProtocolError as exc:
+            self._error = exc
+        finally:
+            self._ended = True
+            for stream in self._streams.values():
+                stream.end()
+            self.opened.put_nowait(None)
+
+    def _deliver(self, frame: Frame, accept_streams: bool) -> None:
+        stream = self._streams.get(frame.stream)
+        if stream is not None:
+            if frame.kind is Kind.OPEN:
+                raise RemoteProtocolError(f"cannot read frame: stream {frame.stream} is open already")
+            stream.deliver(frame)
+        elif frame.kind is Kind.OPEN and accept_streams and frame.stream != CONTROL_STREAM:
+            self.opened.put_nowait((self.open_stream(frame.stream), frame))
+        # else: for a stream that has just ended; the sender could not know yet
+
+    def check_open(self) -> None:
+        if self._ended:
+            raise self.failure()
+
+    def failure(self) -> Exception:
+        """Return why nothing more comes."""
+        if isinstance(self._error, RemoteProtocolError):
+            return self._error
+        return TransportError("keep the connection to", self._peer, self._error or "it was closed")
+
+    async def close(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()

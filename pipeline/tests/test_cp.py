@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cp against a real listener: content, modes, names, rights, and nothing half-made."""
+
+import os
+import secrets
+
+import pytest
+
+from .conftest import CID
+
+DATA = secrets.token_bytes(2_500_001)
+
+
+@pytest.fixture(autouse=True)
+def clean(enclave, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (enclave.app / "data").iterdir():
+        path.unlink()
+
+
+def inside_names(enclave):
+    return sorted(path.name for path in (enclave.app / "data").iterdir())
+
+
+def test_both_ways_keep_content_mode_and_time(enclave, tmp_path):
+    source = tmp_path / "a.bin"
+    source.write_bytes(DATA)
+    source.chmod(0o751)
+    os.utime(source, ns=(1_700_000_000_123_456_789,) * 2)
+    assert enclave.run("cp", source, f"{CID}:/data/b.bin").returncode == 0
+    assert enclave.run("cp", f"{CID}:/data/b.bin", tmp_path / "c.bin").returncode == 0
+    for path in (enclave.app / "data/b.bin", tmp_path / "c.bin"):
+        assert path.read_bytes() == DATA
+        assert path.stat().st_mode & 0o7777 == 0o751
+        assert path.stat().st_mtime_ns == 1_700_000_000_123_456_789
+    assert inside_names(enclave) == ["b.bin"]
+
+
+def test_directories_take_the_file_under_its_name(enclave, tmp_path):
+    (tmp_path / "x").write_bytes(b"1")
+    (tmp_path / "out").mkdir()
+    assert enclave.run("cp", "x", f"{CID}:/data").returncode == 0
+    assert enclave.run("cp", f"{CID}:/data/x", "out").returncode == 0
+    assert (tmp_path / "out/x").read_bytes() == b"1"
+
+
+def test_standard_streams(enclave):
+    assert enclave.run("cp", "-", f"{CID}:/data/s", stdin=DATA).returncode == 0
+    assert enclave.run("cp", f"{CID}:/data/s", "-").stdout == DATA
+
+
+def test_existing_file_is_replaced_as_a_whole(enclave, tmp_path):
+    (enclave.app / "data/f").write_bytes(b"old and longer than the new one")
+    (tmp_path / "f").write_bytes(b"new")
+    assert enclave.run("cp", "f", f"{CID}:/data/f").returncode == 0
+    assert (enclave.app / "data/f").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "code"),
+    [
+        ("none", f"{CID}:/data/x", 2),
+        (".", f"{CID}:/data/x", 2),
+        ("file", f"{CID}:/no/such/x", 3),
+        ("file", f"{CID}:/data/..", 0),  # the root of the app, where `file` then is
+        (f"{CID}:/data/none", "here", 3),
+        (f"{CID}:/data", "here", 3),
+        (f"{CID}:relative", "here", 2),
+        ("file", "other", 2),
+        (f"{CID}:/a", f"{CID}:/b", 2),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(enclave, tmp_path, source, target, code):
+    (tmp_path / "file").write_bytes(b"x")
+    done = enclave.run("cp", source, target)
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.decode().splitlines() if "warning" not in line]
+    assert len(lines) == (1 if code else 0)
+    assert all(line.startswith("pipeline: cannot ") for line in lines)
+    assert inside_names(enclave) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize("link", ["/etc", "../../../../etc", "/data/../../etc"])
+def test_links_that_the_app_planted_stay_in_its_root(enclave, tmp_path, link):
+    (tmp_path / "file").write_bytes(b"x")
+    os.symlink(link, enclave.app / "data/way-out")
+    assert enclave.run("cp", "file", f"{CID}:/data/way-out/planted").returncode == 0
+    assert (enclave.app / "etc/planted").read_bytes() == b"x"
+    assert not os.path.exists("/etc/planted")
+    (enclave.app / "etc/planted").unlink()
+    assert enclave.run("cp", f"{CID}:/data/way-out/hostname", "got").returncode == 3
+
+
+def test_special_files_are_refused_and_hold_nothing_up(enclave, tmp_path):
+    os.mkfifo(enclave.app / "data/pipe")
+    (tmp_path / "file").write_bytes(b"x")
+    assert enclave.run("cp", f"{CID}:/data/pipe", "got").returncode == 3
+    assert enclave.run("cp", "file", f"{CID}:/data/pipe").returncode == 3
+    assert inside_names(enclave) == ["pipe"]
+
+
+def test_paths_are_granted_by_where_they_lead(enclave, tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    (enclave.app / "etc/secret").write_bytes(b"s")
+    os.symlink("/etc/secret", enclave.app / "data/alias")
+    for source, target in (
+        (f"{CID}:/etc/secret", "got"),
+        (f"{CID}:/data/../etc/secret", "got"),
+        (f"{CID}:/data/alias", "got"),
+        ("file", f"{CID}:/data/file"),
+        ("file", f"{CID}:/data/in/../file"),
+    ):
+        done = enclave.run("cp", source, target, identity="bob")
+        assert done.returncode == 3, (source, target)
+    (enclave.app / "data/alias").unlink()
+    (enclave.app / "data/ok").write_bytes(b"ok")
+    assert enclave.run("cp", f"{CID}:/data/ok", "got", identity="bob").returncode == 0
+    (enclave.app / "etc/secret").unlink()
