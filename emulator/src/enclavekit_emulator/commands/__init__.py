@@ -1,0 +1,1 @@
+"""One module per group of subcommands of nitro-emu; each imports what it needs when it runs."""

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A connection to the bus that outlives the server: retries for ever, and tells its owner when it was away.
+
+Whoever uses it reads or writes state, not events: after each outage it compares its whole state with the bucket's, so
+that nothing that happened meanwhile is missed. Needs nats-py, which the services on the bus depend on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from enclavekit_core.bus_config import inbox_prefix
+from enclavekit_core.config import StrictConfig, load_config
+from enclavekit_core.errors import ConfigError
+from enclavekit_core.logs import get_logger
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.js.kv import KeyValue
+
+CONNECT_TIMEOUT_S = 5
+REQUEST_TIMEOUT_S = 5.0
+MIN_RETRY_S = 0.1  # at boot the server is a fraction of a second away
+MAX_RETRY_S = 5.0
+PING_INTERVAL_S = 20  # a connection that hangs is noticed after two of these
+DELETED = ("DEL", "PURGE")
+
+log = get_logger("bus")
+
+
+class Credentials(StrictConfig, frozen=True):
+    """The account of one service; the file that `bus_setup` writes."""
+
+    user: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One change of a bucket, or the end of what was there at the start."""
+
+    key: str
+    value: bytes | None
+    """None: the key was deleted."""
+
+
+def load_credentials(path: str | None) -> Credentials | None:
+    """Read a credentials file; None is a server without accounts. Raises ConfigError."""
+    return None if path is None else load_config(Credentials, path)
+
+
+class Bus:
+    """One service's connection. `changed` is set whenever a connection was made: at first, and after each outage."""
+
+    def __init__(self, url: str, service: str, credentials: Credentials | None) -> None:
+        self.url, self.service, self.credentials = url, service, credentials
+        self.changed = asyncio.Event()
+        self._client: Client | None = None
+        self._closing = False
+
+    @property
+    def is_connected(self) -> bool:
+        return self._client is not None and self._client.is_connected
+
+    async def connect(self) -> None:
+        """Connect, however long it takes. Raises ConfigError for a URL that can never work."""
+        import nats
+        from nats.errors import Error
+
+        delay_s, complained = MIN_RETRY_S, False
+        while True:
+            try:
+                self._client = await nats.connect(
+                    self.url,
+                    name=self.service,
+                    user=self.credentials.user if self.credentials else None,
+                    password=self.credentials.password if self.credentials else None,
+                    inbox_prefix=inbox_prefix(self.service),
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    ping_interval=PING_INTERVAL_S,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=MIN_RETRY_S,  # seconds; a float is fine
+                    allow_reconnect=True,
+                    error_cb=self._report,
+                    disconnected_cb=self._note_outage,
+                    reconnected_cb=self._note_return,
+                )
+            except ValueError as exc:
+                raise ConfigError(f"bus address {self.url!r}", "", str(exc)) from exc
+            except (OSError, Error, TimeoutError) as exc:
+                if not complained:
+                    log.warning("cannot reach the bus, trying again", url=self.url, cause=str(exc) or repr(exc))
+                    complained = True
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, MAX_RETRY_S)
+            else:
+                self.changed.set()
+                return
+
+    async def bucket(self, name: str, *, create: bool) -> KeyValue:
+        """Return a bucket. Raises nats.errors.Error, NotFoundError among them if it is not there and not to be made."""
+        from nats.js.api import KeyValueConfig, StorageType
+        from nats.js.errors import NotFoundError
+
+        assert self._client is not None
+        jetstream = self._client.jetstream(timeout=REQUEST_TIMEOUT_S)
+        try:
+            return await jetstream.key_value(name)
+        except NotFoundError:
+            if not create:
+                raise
+        # one revision of each key: the history of a file's hashes is of no use, and the store is in memory
+        return await jetstream.create_key_value(KeyValueConfig(bucket=name, history=1, storage=StorageType.FILE))
+
+    async def close(self) -> None:
+        """Disconnect; what was published is flushed before."""
+        self._closing = True
+        if self._client is not None:
+            await self._client.close()
+
+    async def _report(self, exc: Exception) -> None:
+        cause = str(exc) or repr(exc)
+        # while the server is away nats-py reports every attempt; the outage itself is logged once
+        (log.warning if "violation" in cause else log.debug)("bus error", cause=cause)
+
+    async def _note_outage(self) -> None:
+        if not self._closing:
+            log.warning("lost the bus", url=self.url)
+
+    async def _note_return(self) -> None:
+        log.info("found the bus again", url=self.url)
+        self.changed.set()
+
+
+async def follow(bucket: KeyValue) -> AsyncGenerator[Entry | None]:
+    """Yield each entry of a bucket, None when all that was there has been seen, then every change, without a gap."""
+    # nats-py's own end marker comes too early when the server's answer overtakes the messages; theirs count down
+    listed = (await bucket.status()).values == 0
+    watcher = await bucket.watchall()
+    try:
+        if listed:
+            yield None
+        async for entry in watcher:
+            if entry is None:
+                continue
+            yield Entry(entry.key, None if entry.operation in DELETED else entry.value or b"")
+            if not listed and entry.delta == 0:
+                listed = True
+                yield None
+    finally:
+        await watcher.stop()  # type: ignore[no-untyped-call]  # nats-py left it without annotations
+
+
+async def list_entries(bucket: KeyValue) -> dict[str, bytes]:
+    """Return the whole content of a bucket."""
+    entries: dict[str, bytes] = {}
+    changes = follow(bucket)
+    try:
+        async for entry in changes:
+            if entry is None:
+                break
+            if entry.value is None:
+                entries.pop(entry.key, None)
+            else:
+                entries[entry.key] = entry.value
+    finally:
+        await changes.aclose()
+    return entries

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may enter the enclave: `/etc/enclavekit/clients.yaml` from certificates given at build time.
+
+The file is in ramdisk 1, hence measured: PCR2 says who may do what.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Sequence
+
+import msgspec
+import yaml
+from enclavekit_core.errors import InputError, describe_cause
+
+VERBS = ("exec", "cp-in", "cp-out")
+ALL = "all"
+MAX_CERTIFICATE_BYTES = 64 * 1024  # a P-256 certificate is under 1 KiB
+MAX_CLIENTS = 256
+
+
+class Client(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry of the file."""
+
+    name: str
+    certificate: str
+    """PEM."""
+    allow: list[str]
+    system: bool = False
+    """May act on the framework's root as well."""
+
+
+def parse_authorization(text: str) -> Client:
+    """Return the client that `CERTIFICATE_FILE[:verbs]` admits.
+
+    Verbs are comma-separated, of VERBS; without any the client gets all of them, inside the app's root. `all` adds the
+    framework's own root (`pipeline exec --system`). The name is the file's, without its suffix.
+    Raises: InputError.
+    """
+    path, colon, verbs = text.rpartition(":")
+    if not colon or os.path.exists(text):
+        path, verbs = text, ",".join(VERBS)
+    allow = [verb.strip() for verb in verbs.split(",") if verb.strip()]
+    system = ALL in allow
+    if system:
+        allow = list(VERBS)
+    unknown = [verb for verb in allow if verb not in VERBS]
+    if unknown or not allow:
+        wrong = unknown[0] if unknown else verbs
+        raise InputError("authorize", text, f"{wrong!r} is none of {', '.join(VERBS)}, {ALL}")
+    name = os.path.splitext(os.path.basename(path))[0]
+    return Client(name, _read_certificate(path), sorted(set(allow), key=VERBS.index), system)
+
+
+def render_clients(clients: Sequence[Client]) -> bytes:
+    """Return the file. Raises InputError if two clients have one name."""
+    names = [client.name for client in clients]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError("authorize", name, "two certificates have this name")
+    certificates = [client.certificate for client in clients]
+    if len(set(certificates)) != len(certificates):
+        raise InputError("authorize", ", ".join(names), "one certificate is there twice")
+    if len(clients) > MAX_CLIENTS:
+        raise InputError("authorize", f"{len(clients)} clients", f"there can be {MAX_CLIENTS}")
+    document = {"clients": msgspec.to_builtins(list(clients))}
+    return yaml.safe_dump(document, sort_keys=False, default_flow_style=False, width=1000).encode()
+
+
+def _read_certificate(path: str) -> str:
+    try:
+        with open(path, "rb") as source:
+            raw = source.read(MAX_CERTIFICATE_BYTES + 1)
+    except OSError as exc:
+        raise InputError("read certificate", path, describe_cause(exc)) from exc
+    if b"PRIVATE KEY" in raw:
+        raise InputError("use certificate", path, "it holds a private key, which must not go into an image")
+    if raw.count(b"-----BEGIN ") != 1:
+        raise InputError("use certificate", path, "it is not one certificate in PEM form")
+    try:
+        der = ssl.PEM_cert_to_DER_cert(raw.decode("ascii").strip())
+    except (ValueError, UnicodeDecodeError) as exc:
+        raise InputError("use certificate", path, "it is not one certificate in PEM form") from exc
+    _check_der(der, path)
+    return ssl.DER_cert_to_PEM_cert(der)
+
+
+def _check_der(der: bytes, path: str) -> None:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+    try:
+        key = x509.load_der_x509_certificate(der).public_key()
+    except (ValueError, TypeError) as exc:
+        raise InputError("use certificate", path, "it is damaged") from exc
+    if not isinstance(key, (ec.EllipticCurvePublicKey, ed25519.Ed25519PublicKey)):
+        raise InputError("use certificate", path, "its key is neither EC nor Ed25519")
