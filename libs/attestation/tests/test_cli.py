@@ -151,7 +151,6 @@ def test_changed_document_exits_6(verify, production, tmp_path):
         ("--measurements", "/nonexistent"),
         ("--insecure-dev-root", "/nonexistent"),
         ("--insecure-dev-root", "/dev/null"),
-        ("--service", "pipeline"),
         ("--certificate", "/dev/null"),
         ("--surprise",),
     ],
@@ -202,6 +201,11 @@ def test_nonce_and_binding(verify, development, tmp_path):
     assert verify(made.doc, *trust, "--service", "ra-web-srv", "--certificate", tmp_path / "tls.pem").code == 0
     assert verify(made.doc, *trust, "--service", "pipeline", "--certificate", tmp_path / "tls.pem").code == 6
     assert verify(made.doc, *trust, "--service", "ra-web-srv", "--certificate", tmp_path / "other.pem").code == 6
+    assert verify(made.doc, *trust, "--certificate", tmp_path / "tls.pem").code == 2
+    # without a certificate the bound key is shown, for the caller to pin
+    assert verify(made.doc, *trust, "--service", "pipeline").code == 6
+    shown = verify(made.doc, *trust, "--service", "ra-web-srv", "--json")
+    assert json.loads(shown.out)["binding"] == {"service": "ra-web-srv", "spki_sha256": identity.spki_sha256.hex()}
     assert verify(made.doc, "--insecure-dev-root", made.root, "--nonce", "cafe00").code == 6
 
 

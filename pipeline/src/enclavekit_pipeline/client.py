@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from enclavekit_attestation.binding import spki_sha256_of
 from enclavekit_core import aio, tls
 from enclavekit_core.address import VsockAddress
 from enclavekit_core.errors import RemoteProtocolError, TransportError
@@ -92,20 +93,9 @@ async def shake_hands(connection: Connection, writer: asyncio.StreamWriter, targ
     await connection.send(handshake.hello())
     evidence = handshake.receive_evidence(await connection.read_frame())
     target.trust.verify(evidence.document, handshake.nonce, certificate)
-    signed = proof_bytes(spki_sha256(certificate), handshake.nonce, evidence.server_nonce)
+    signed = proof_bytes(spki_sha256_of(certificate), handshake.nonce, evidence.server_nonce)
     await connection.send(handshake.auth(target.identity.certificate_der, target.identity.sign(signed)))
     return handshake.receive_accept(await connection.read_frame())
-
-
-def spki_sha256(certificate_der: bytes) -> bytes:
-    """Return the SHA-256 of the certificate's SubjectPublicKeyInfo."""
-    import hashlib
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    key = x509.load_der_x509_certificate(certificate_der).public_key()
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 
 async def receive(stream: Stream, *wanted: Kind) -> Frame:

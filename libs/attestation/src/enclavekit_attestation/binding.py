@@ -95,6 +95,21 @@ def spki_sha256_of(certificate_der: bytes) -> bytes:
     return hashlib.sha256(_spki_of(certificate_der)).digest()
 
 
+def read_binding(user_data: bytes | None, service: str) -> bytes:
+    """Return the SHA-256 of the SPKI that a *verified* document binds to `service`; a client then pins that key.
+
+    Raises: VerificationError if it is no binding, or another service's.
+    """
+    digits = hashlib.sha256().digest_size * 2
+    try:
+        spki_sha256 = bytes.fromhex(json.loads(user_data or b"")["spki_sha256"])
+        if len(spki_sha256) == digits // 2 and user_data == encode_binding(service, spki_sha256):
+            return spki_sha256
+    except (ValueError, RecursionError, LookupError, TypeError):
+        pass
+    raise VerificationError("TLS binding", _explain_mismatch(user_data, service), actual=user_data)
+
+
 def check_binding(
     user_data: bytes | None, service: str, certificate_der: bytes, *, public_key: bytes | None = None
 ) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import re
 import sys
 import time
@@ -48,8 +49,12 @@ def build_parser() -> argparse.ArgumentParser:
     expect.add_argument("--pcr", metavar="N=HEX", action="append", default=[], help="expect this value; repeatable")
     expect.add_argument("--nonce", metavar="HEX", help="expect this nonce")
     expect.add_argument("--max-age", metavar="S", type=float, help="oldest document accepted, seconds (live: 300)")
-    expect.add_argument("--service", metavar="NAME", help="expect a TLS binding for this service; needs --certificate")
-    expect.add_argument("--certificate", metavar="FILE", help="certificate of the TLS server, PEM or DER")
+    expect.add_argument(
+        "--service", metavar="NAME", help="expect a binding of this service's TLS key, and show the key's hash"
+    )
+    expect.add_argument(
+        "--certificate", metavar="FILE", help="expect that the bound key is this certificate's (PEM or DER)"
+    )
     weaken = verify.add_argument_group("what weakens the verdict")
     weaken.add_argument("--allow-debug", action="store_true", help="accept an enclave in debug mode (zero PCRs)")
     weaken.add_argument(
@@ -82,13 +87,12 @@ def run_verify(args: argparse.Namespace) -> int:
             archival=args.at is not None,
             steps=steps,
         )
-        if certificate is not None:
-            _check_binding(verified, args.service, certificate, steps)
+        binding = _check_binding(verified, args.service, certificate, steps)
     except VerificationError as exc:
         print(verdict.failure_json(steps, exc) if args.json else verdict.failure_text(steps, exc))
         # the steps and the reason are on standard output; scripts that keep only stderr get the reason as well
         raise
-    print(verdict.success_json(verified, steps) if args.json else verdict.success_text(verified, steps))
+    print(verdict.success_json(verified, steps, binding) if args.json else verdict.success_text(verified, steps))
     return 0
 
 
@@ -133,10 +137,10 @@ def _read_root(path: str | None) -> bytes | None:
 
 
 def _read_certificate(args: argparse.Namespace) -> bytes | None:
-    if (args.service is None) != (args.certificate is None):
-        raise ConfigError("--service", "", "it goes together with --certificate")
     if args.certificate is None:
         return None
+    if args.service is None:
+        raise ConfigError("--certificate", "", "it needs --service: whose certificate it should be")
     import ssl
 
     content = read_input(args.certificate, "certificate")
@@ -148,8 +152,18 @@ def _read_certificate(args: argparse.Namespace) -> bytes | None:
         raise ConfigError(args.certificate, "", "it is not a PEM certificate") from exc
 
 
-def _check_binding(verified: VerifiedDocument, service: str, certificate: bytes, steps: list[Step]) -> None:
-    from enclavekit_attestation.binding import check_binding
+def _check_binding(
+    verified: VerifiedDocument, service: str | None, certificate: bytes | None, steps: list[Step]
+) -> verdict.Binding | None:
+    """Return (service, SPKI hash) if a service was named; with its certificate, only if that has the bound key."""
+    if service is None:
+        return None
+    from enclavekit_attestation.binding import check_binding, read_binding
 
-    check_binding(verified.user_data, service, certificate, public_key=verified.public_key)
-    steps.append(Step("binding", f"the TLS key belongs to service {service!r} of this enclave"))
+    if certificate is not None:
+        check_binding(verified.user_data, service, certificate, public_key=verified.public_key)
+    spki_sha256 = read_binding(verified.user_data, service)
+    pin = base64.b64encode(spki_sha256).decode()
+    whose = "is the certificate's" if certificate is not None else "is yet to be pinned"
+    steps.append(Step("binding", f"service {service!r} has the TLS key sha256//{pin}, which {whose}"))
+    return service, spki_sha256

@@ -2,7 +2,7 @@
 """The verdict of `attest verify`, for people and for programs. Pure.
 
 JSON: `verified` (bool), `steps` ([{name, detail}] that passed); if verified all fields of the document, byte strings in
-hex, times in milliseconds; if not `failed_step` and `reason`.
+hex, times in milliseconds, `binding` where --service was given; if not `failed_step` and `reason`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from enclavekit_core.errors import VerificationError
 from enclavekit_attestation.verify import Mode, Step, VerifiedDocument
 
 DEVELOPMENT = "this proves nothing about AWS hardware or confidentiality"
+Binding = tuple[str, bytes]  # service, SHA-256 of its TLS key's SPKI
 SHOWN_BYTES = 48  # of user_data and the like, for people; --json has all
 
 
@@ -37,7 +38,7 @@ def success_text(document: VerifiedDocument, steps: Sequence[Step]) -> str:
     return "\n".join(lines)
 
 
-def success_json(document: VerifiedDocument, steps: Sequence[Step]) -> str:
+def success_json(document: VerifiedDocument, steps: Sequence[Step], binding: Binding | None = None) -> str:
     return json.dumps(
         {
             "verified": True,
@@ -54,6 +55,7 @@ def success_json(document: VerifiedDocument, steps: Sequence[Step]) -> str:
             "public_key": _hex(document.public_key),
             "user_data": _hex(document.user_data),
             "nonce": _hex(document.nonce),
+            "binding": None if binding is None else {"service": binding[0], "spki_sha256": binding[1].hex()},
             "notes": list(notes_of(document)),
             "steps": [{"name": step.name, "detail": step.detail} for step in steps],
         },

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire: table both ways, any split, every truncation, every limit, any bytes. The table stands in the reference."""
+
+import re
+from pathlib import Path
+
+import pytest
+from enclavekit_core.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from enclavekit_pipeline import frames
+from enclavekit_pipeline.flow import GRANT_BYTES, WINDOW_BYTES, ReceiveCredit, SendCredit
+from enclavekit_pipeline.frames import Frame, FrameDecoder, Kind, decode_credit, encode, encode_credit
+from enclavekit_pipeline.requests import ExecRequest, decode_request, encode_payload
+from hypothesis import given
+from hypothesis import strategies as st
+
+REFERENCE = Path(__file__).resolve().parents[2] / "docs/reference/pipeline-wire.md"
+TABLE = {
+    "01000000000000027b7d": Frame(Kind.HELLO, b"{}"),
+    "1200000100000003616263": Frame(Kind.STDIN, b"abc", 1),
+    "1301ffff00000000": Frame(Kind.STDOUT, b"", 65535, end=True),
+    "15000001000000051300040000": Frame(Kind.CREDIT, frames.CREDIT.pack(Kind.STDOUT, 0x40000), 1),
+    "16000001000000010f": Frame(Kind.SIGNAL, b"\x0f", 1),
+}
+SAMPLES = list(TABLE.values())
+WIRE = b"".join(map(encode, SAMPLES))
+
+
+@pytest.mark.parametrize(("wire", "frame"), TABLE.items())
+def test_table_both_ways(wire, frame):
+    assert encode(frame).hex() == wire
+    assert FrameDecoder().feed(bytes.fromhex(wire)) == [frame]
+
+
+def test_reference_shows_the_same_bytes():
+    shown = re.findall(r"^\| `([0-9a-f ]+)` \|", REFERENCE.read_text(), re.MULTILINE)
+    assert [text.replace(" ", "") for text in shown] == list(TABLE)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4096])
+def test_any_split(step):
+    decoder = FrameDecoder()
+    got = [frame for i in range(0, len(WIRE), step) for frame in decoder.feed(WIRE[i : i + step])]
+    decoder.feed_eof()
+    assert got == SAMPLES
+
+
+@pytest.mark.parametrize("length", range(len(WIRE)))
+def test_truncated_anywhere(length):
+    decoder = FrameDecoder()
+    whole = decoder.feed(WIRE[:length])
+    assert whole == SAMPLES[: len(whole)]
+    if b"".join(map(encode, whole)) == WIRE[:length]:
+        decoder.feed_eof()
+    else:
+        with pytest.raises(RemoteProtocolError):
+            decoder.feed_eof()
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        "0000000000000000",  # no kind 0
+        "ff00000000000000",
+        "1200000100010001",  # one byte more than fits
+        "12000001ffffffff",
+        "1202000100000000",  # unknown flag
+        "0101000000000000",  # HELLO has no end
+    ],
+)
+def test_what_breaks_the_format_is_refused_at_its_header(wire):
+    with pytest.raises(RemoteProtocolError):
+        FrameDecoder().feed(bytes.fromhex(wire))
+
+
+def test_what_we_must_not_send_is_refused():
+    for frame in (
+        Frame(Kind.STDIN, bytes(frames.MAX_PAYLOAD_BYTES + 1)),
+        Frame(Kind.STDIN, b"", 65536),
+        Frame(Kind.HELLO, b"", end=True),
+    ):
+        with pytest.raises(LocalProtocolError):
+            encode(frame)
+
+
+@given(st.lists(st.binary(max_size=64), max_size=8))
+def test_any_bytes_decode_or_are_refused(chunks):
+    decoder = FrameDecoder()
+    got = []
+    try:
+        for chunk in chunks:
+            got += decoder.feed(chunk)
+    except RemoteProtocolError:
+        return
+    assert b"".join(chunks).startswith(b"".join(map(encode, got)))
+
+
+def test_credit_frames():
+    frame = FrameDecoder().feed(encode_credit(3, Kind.STDERR, 70000))[0]
+    assert decode_credit(frame.payload) == (Kind.STDERR, 70000)
+    for payload in (b"", b"\x13", frames.CREDIT.pack(Kind.HELLO, 1), frames.CREDIT.pack(99, 1)):
+        with pytest.raises(RemoteProtocolError):
+            decode_credit(payload)
+
+
+def test_window_bounds_what_is_under_way():
+    sender, receiver = SendCredit(), ReceiveCredit()
+    sender.spend(WINDOW_BYTES)
+    receiver.receive(WINDOW_BYTES)
+    with pytest.raises(LocalProtocolError):
+        sender.spend(1)
+    with pytest.raises(RemoteProtocolError):
+        receiver.receive(1)
+    assert receiver.consume(GRANT_BYTES - 1) == 0
+    granted = receiver.consume(1)
+    assert granted == GRANT_BYTES
+    sender.grant(granted)
+    sender.spend(granted)
+    receiver.receive(granted)
+    with pytest.raises(RemoteProtocolError):
+        sender.grant(2**32)
+
+
+@given(st.lists(st.integers(1, WINDOW_BYTES), max_size=50))
+def test_credit_is_never_lost(sizes):
+    sender, receiver = SendCredit(), ReceiveCredit()
+    for size in sizes:
+        part = min(size, sender.available)
+        sender.spend(part)
+        receiver.receive(part)
+        if granted := receiver.consume(part):
+            sender.grant(granted)
+    assert sender.available > WINDOW_BYTES - GRANT_BYTES
+
+
+def test_requests_round_trip():
+    request = ExecRequest(argv=["ls", "-l"], environment={"A": "b"}, timeout_s=1.5)
+    assert decode_request(encode_payload(request)) == request
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"verb":"fly"}',
+        b'{"verb":"exec","argv":[]}',
+        b'{"verb":"exec","argv":[""]}',
+        b'{"verb":"exec","argv":["a\\u0000b"]}',
+        b'{"verb":"exec","argv":["a"],"environment":{"A=B":"c"}}',
+        b'{"verb":"exec","argv":["a"],"timeout_s":-1}',
+        b'{"verb":"exec","argv":["a"],"shell":true}',
+        b'{"verb":"cp-in","path":"/x","name":"../y","mode":420,"mtime_ns":0}',
+        b'{"verb":"cp-in","path":"/x","name":"y","mode":65536,"mtime_ns":0}',
+        b'{"verb":"cp-in","path":"","name":"y","mode":420,"mtime_ns":0}',
+        b'{"verb":"cp-out","path":"' + b"x" * 5000 + b'"}',
+    ],
+)
+def test_requests_that_are_refused(payload):
+    with pytest.raises(RemoteProtocolError):
+        decode_request(payload)
+
+
+@given(st.binary(max_size=200))
+def test_any_request_payload_decodes_or_is_refused(payload):
+    try:
+        decode_request(payload)
+    except ProtocolError:
+        pass
