@@ -29,7 +29,8 @@ NOTE = b"The quick brown fox jumps over the lazy dog, measured.\n"
 EXPECTED_EXIT = 7
 MEMORY_MIB = 1024
 RA_PORT = 8443
-HASH_RETRIES = 60  # of curl, a quarter of a second apart: the monitor waits for a file to settle before it hashes
+# of curl: the server may still be starting, and the monitor waits for a file to settle before it hashes
+RETRY = ("--retry", 60, "--retry-all-errors", "--retry-delay", 1, "--retry-max-time", 60)
 
 
 class StepFailed(Exception):
@@ -77,6 +78,8 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the facts of the run to FILE")
     parser.add_argument("--keep", action="store_true", help="leave the enclave running and say how to enter it")
     args = parser.parse_args()
+    # the commands of the environment that runs this, also when it is not activated
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     started = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix="enclavekit-demo-"))
     demo = Demo(directory)
@@ -162,7 +165,7 @@ def verify_evidence(demo: Demo, address: str, root: str) -> None:
     """Get a document that binds the server's TLS key to our nonce, then talk to that key alone."""
     nonce = secrets.token_hex(20)
     url = f"https://{address}"
-    answer = json.loads(demo.run("curl", "-sSfk", f"{url}/attestation?nonce={nonce}", show=False))
+    answer = json.loads(demo.run("curl", "-sfk", *RETRY, f"{url}/attestation?nonce={nonce}", show=False))
     (demo.directory / "evidence.cbor").write_bytes(base64.b64decode(answer["attestation_document"]))
     verify = ["attest", "verify", "evidence.cbor", "--measurements", "pcrs.json", "--insecure-dev-root", root]
     verdict = json.loads(
@@ -174,9 +177,8 @@ def verify_evidence(demo: Demo, address: str, root: str) -> None:
     demo.check("the enclave runs the image that was built", demo.facts["pcrs_live"] == demo.facts["pcrs_file"])
     pin = base64.b64encode(bytes.fromhex(verdict["binding"]["spki_sha256"])).decode()
     # -k only skips the certificate authority: the pinned key is the one that the evidence names
-    curl = ["curl", "-sSfk", "--pinnedpubkey", f"sha256//{pin}"]
-    retry = ["--retry", HASH_RETRIES, "--retry-all-errors", "--retry-delay", 1, "--retry-max-time", HASH_RETRIES]
-    found = json.loads(demo.run(*curl, *retry, f"{url}/hash/?path=/data/note.txt"))
+    curl = ["curl", "-sfk", "--pinnedpubkey", f"sha256//{pin}", *RETRY]
+    found = json.loads(demo.run(*curl, f"{url}/hash/?path=/data/note.txt"))
     demo.facts["file_sha3_512"]["in"] = found["sha3_hash"]  # type: ignore[index]  # set when the file went in
     demo.check(
         "the file inside has the hash of the file outside", found["sha3_hash"] == hashlib.sha3_512(NOTE).hexdigest()

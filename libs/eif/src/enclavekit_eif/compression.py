@@ -121,7 +121,8 @@ class GzipMember(io.RawIOBase):
                 data = self._decoder.decompress(self._input, len(view))
             except zlib.error as exc:
                 raise refusal(f"damaged gzip data: {exc}") from exc
-            self._input = self._decoder.unconsumed_tail
+            # at the member's end CPython leaves what follows it in unconsumed_tail as well: that is not ours to decode
+            self._input = b"" if self._decoder.eof else self._decoder.unconsumed_tail
             if not self._input:
                 self._source.read(self._held - len(self._decoder.unused_data))
                 self._held = 0

@@ -14,7 +14,20 @@ from enclavekit_eif.reader import Eif
 if TYPE_CHECKING:
     from cryptography import x509
 
-MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # strftime would follow the locale
+MONTHS = (
+    "Jan",
+    "Feb",
+    "Mar",
+    "Apr",
+    "May",
+    "Jun",
+    "Jul",
+    "Aug",
+    "Sep",
+    "Oct",
+    "Nov",
+    "Dec",
+)  # strftime follows the locale
 LONG_NAMES = {  # as OpenSSL spells them; others are shown as dotted numbers
     "2.5.4.3": "commonName",
     "2.5.4.4": "surname",

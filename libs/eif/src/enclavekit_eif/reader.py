@@ -48,8 +48,8 @@ READ_BUFFER_BYTES = 1 << 18  # in the caches of one core, and few enough calls
 class Eif:
     """An image whose structure has been checked.
 
-    Holds the file open, so that the file that was checked is the file that is read. Use as a context manager, or let the
-    garbage collector close it.
+    Holds the file open, so that the file that was checked is the file that is read. Use as a context manager, or leave
+    closing to the garbage collector.
     """
 
     path: str

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's configuration, proven on a real nats-server: who may do what."""
+
+import asyncio
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+
+import pytest
+from enclavekit_core import bus_setup
+from enclavekit_core.bus import BUCKET_HASHES, HASH_BYTES, SERVICE_FS_MONITOR, SERVICE_RA, key_of_path
+from enclavekit_core.bus_connection import Bus, follow, list_entries, load_credentials
+from enclavekit_core.bus_setup import credentials_path
+
+nats = pytest.importorskip("nats", reason="nats-py is not installed")
+needs_server = pytest.mark.skipif(shutil.which("nats-server") is None, reason="nats-server is not installed")
+LONG_PATH = b"/data/" + b"/".join([b"\xff" * 255] * 15)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return str(tmp_path / "nats")
+
+
+@pytest.fixture
+def server(directory):
+    """A nats-server on the configuration of `bus_setup`; yields its URL."""
+    port = free_port()
+    flags = ["--directory", directory, "--listen", f"tcp://127.0.0.1:{port}"]
+    subprocess.run([sys.executable, "-I", "-m", "enclavekit_core.bus_setup", *flags], check=True)
+    process = subprocess.Popen(
+        ["nats-server", "-c", f"{directory}/nats.conf"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    yield f"nats://127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+
+
+async def connect(url, service, directory):
+    bus = Bus(url, service, load_credentials(credentials_path(service, directory)))
+    await asyncio.wait_for(bus.connect(), 20)
+    return bus
+
+
+def test_files_are_private_and_complete(directory):
+    assert bus_setup.main(["--directory", directory, "--store", f"{directory}/jetstream"]) == 0
+    names = {"nats.conf", "fs-monitor.yaml", "ra-web-srv.yaml"}
+    assert set(os.listdir(directory)) == {*names, "jetstream"}
+    for name in names:
+        assert stat.S_IMODE(os.stat(os.path.join(directory, name)).st_mode) == 0o600
+    credentials = [load_credentials(credentials_path(name, directory)) for name in (SERVICE_FS_MONITOR, SERVICE_RA)]
+    assert credentials[0].password != credentials[1].password
+    assert all(len(found.password) == 64 for found in credentials)
+
+
+def test_second_run_keeps_passwords_and_rotate_makes_new_ones(directory):
+    def password():
+        return load_credentials(credentials_path(SERVICE_RA, directory)).password
+
+    assert bus_setup.main(["--directory", directory]) == 0
+    first = password()
+    assert bus_setup.main(["--directory", directory, "--listen", "tcp://127.0.0.1:4333"]) == 0
+    assert password() == first
+    with open(f"{directory}/nats.conf") as source:
+        text = source.read()
+    assert "port: 4333" in text and first in text
+    assert bus_setup.main(["--directory", directory, "--rotate"]) == 0
+    assert password() != first
+
+
+def test_damaged_credentials_are_replaced(directory):
+    assert bus_setup.main(["--directory", directory]) == 0
+    with open(credentials_path(SERVICE_RA, directory), "w") as out:
+        out.write("user: ra-web-srv\npassword: \n")
+    assert bus_setup.main(["--directory", directory]) == 0
+    assert len(load_credentials(credentials_path(SERVICE_RA, directory)).password) == 64
+
+
+@pytest.mark.parametrize(
+    "flags", [["--listen", "unix:///x"], ["--listen", "tcp://127.0.0.1:0"], ["--max-store-bytes", "0"]]
+)
+def test_bad_flags_write_nothing(directory, flags, capsys):
+    assert bus_setup.main(["--directory", directory, *flags]) == 2
+    assert capsys.readouterr().err.startswith("bus-setup: cannot use ")
+    assert not os.path.exists(directory)
+
+
+def test_directory_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert bus_setup.main(["--directory", str(tmp_path / "file")]) == 2
+    assert "cannot set up the bus in" in capsys.readouterr().err
+
+
+@needs_server
+async def test_monitor_writes_and_ra_reads_any_path(server, directory):
+    writer, reader = [await connect(server, service, directory) for service in (SERVICE_FS_MONITOR, SERVICE_RA)]
+    paths = [b"/data/a.txt", b"/data/my file", b"/data/x..y", LONG_PATH]
+    bucket = await writer.bucket(BUCKET_HASHES, create=True)
+    for path in paths:
+        await bucket.put(key_of_path(path), bytes(HASH_BYTES))
+    seen = await reader.bucket(BUCKET_HASHES, create=False)
+    assert await list_entries(seen) == {key_of_path(path): bytes(HASH_BYTES) for path in paths}
+    await bucket.delete(key_of_path(paths[0]))
+    assert set(await list_entries(seen)) == {key_of_path(path) for path in paths[1:]}
+    await writer.close()
+    await reader.close()
+
+
+@needs_server
+async def test_follow_has_no_gap_between_list_and_changes(server, directory):
+    writer, reader = [await connect(server, service, directory) for service in (SERVICE_FS_MONITOR, SERVICE_RA)]
+    bucket = await writer.bucket(BUCKET_HASHES, create=True)
+    total = 300
+
+    async def write():
+        for number in range(total):
+            await bucket.put(f"/data/{number}", bytes(HASH_BYTES))
+
+    writing = asyncio.ensure_future(write())
+    keys, ends = set(), 0
+    changes = follow(await reader.bucket(BUCKET_HASHES, create=False))
+    async for entry in changes:
+        if entry is None:
+            ends += 1
+        else:
+            keys.add(entry.key)
+        if len(keys) == total and ends:
+            break
+    await changes.aclose()
+    await writing
+    assert ends == 1
+    await writer.close()
+    await reader.close()
+
+
+@needs_server
+async def test_ra_may_not_write_nor_touch_other_streams(server, directory):
+    writer, reader = [await connect(server, service, directory) for service in (SERVICE_FS_MONITOR, SERVICE_RA)]
+    await writer.bucket(BUCKET_HASHES, create=True)
+    client = reader._client
+    jetstream = client.jetstream(timeout=0.5)
+    for attempt in (
+        lambda: jetstream.publish("$KV.fs_hashes./data/evil", bytes(HASH_BYTES)),
+        lambda: jetstream.delete_stream("KV_fs_hashes"),
+        lambda: jetstream.purge_stream("KV_fs_hashes"),
+        lambda: jetstream.add_stream(name="other", subjects=["other"]),
+    ):
+        with pytest.raises(Exception):  # noqa: B017 - which of its errors nats-py picks depends on the call
+            await attempt()
+    assert await list_entries(await writer.bucket(BUCKET_HASHES, create=False)) == {}
+    await writer.close()
+    await reader.close()
+
+
+@needs_server
+async def test_anonymous_and_wrong_password_are_refused(server, directory):
+    await (await connect(server, SERVICE_RA, directory)).close()  # it is up
+    for login in ({}, {"user": SERVICE_RA, "password": "0" * 64}):
+        with pytest.raises(nats.errors.Error):
+            await nats.connect(server, allow_reconnect=False, connect_timeout=5, **login)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files may be asked for: those that fs-monitor put on the bus, and those that somebody had generated.
+
+From the bus come names only. A hash that stands there is never passed on: the file is hashed again (`file_hasher`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+from collections.abc import AsyncGenerator
+
+from enclavekit_core.bus import path_of_key
+from enclavekit_core.bus_connection import MAX_RETRY_S, MIN_RETRY_S, Bus, Entry, follow
+from enclavekit_core.errors import RemoteProtocolError
+from enclavekit_core.logs import get_logger
+
+MAX_GENERATED = 100_000  # the oldest is forgotten, and can be generated again
+MAX_ON_BUS = 1_000_000  # as many as the bus's store holds; some 150 MB of names
+
+log = get_logger("ra-web-srv")
+
+
+class KnownFiles:
+    def __init__(self) -> None:
+        self._generated: collections.OrderedDict[bytes, None] = collections.OrderedDict()
+        self._on_bus: set[bytes] = set()
+
+    def __contains__(self, path: bytes) -> bool:
+        return path in self._on_bus or path in self._generated
+
+    @property
+    def on_bus(self) -> int:
+        """How many files fs-monitor has told of."""
+        return len(self._on_bus)
+
+    def add_generated(self, path: bytes) -> None:
+        self._generated[path] = None
+        self._generated.move_to_end(path)
+        while len(self._generated) > MAX_GENERATED:
+            self._generated.popitem(last=False)
+
+    def forget_generated(self, path: bytes) -> None:
+        self._generated.pop(path, None)
+
+    async def follow_bus(self, bus: Bus, bucket_name: str) -> None:
+        """Keep up with the bucket until cancelled, over any outage; after each the whole bucket is read again."""
+        from nats.errors import Error
+
+        await bus.connect()
+        delay_s = MIN_RETRY_S
+        while True:
+            try:
+                bus.changed.clear()
+                changes = follow(await bus.bucket(bucket_name, create=False))
+                try:
+                    await self._take_until_outage(bus, changes)
+                finally:
+                    await changes.aclose()
+                delay_s = MIN_RETRY_S
+            except (Error, TimeoutError, OSError) as exc:
+                # until fs-monitor has made the bucket there is none
+                log.debug("cannot follow the bus, trying again", cause=str(exc) or repr(exc))
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, MAX_RETRY_S / 5)
+
+    async def _take_until_outage(self, bus: Bus, changes: AsyncGenerator[Entry | None, None]) -> None:
+        listed: set[bytes] | None = set()
+        outage = asyncio.ensure_future(bus.changed.wait())
+        following: asyncio.Future[Entry | None] | None = None
+        try:
+            while True:
+                following = asyncio.ensure_future(anext(changes))
+                await asyncio.wait([following, outage], return_when=asyncio.FIRST_COMPLETED)
+                if outage.done():
+                    return
+                entry = following.result()
+                if entry is not None:
+                    self._take(entry)
+                    if listed is not None and (path := _path_of(entry)):
+                        listed.add(path)
+                elif listed is not None:
+                    self._on_bus &= listed  # what was deleted while we were away
+                    listed = None
+        finally:
+            outage.cancel()
+            if following is not None and not following.done():
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+
+    def _take(self, entry: Entry) -> None:
+        path = _path_of(entry)
+        if path is None:
+            return
+        if entry.value is None:
+            self._on_bus.discard(path)
+        elif len(self._on_bus) < MAX_ON_BUS:
+            self._on_bus.add(path)
+        else:
+            log.error("cannot keep more files of the bus", limit=MAX_ON_BUS)
+
+
+def _path_of(entry: Entry) -> bytes | None:
+    try:
+        return path_of_key(entry.key)
+    except RemoteProtocolError:
+        log.warning("the bucket holds a key that is no path", key=entry.key[:100])
+        return None
