@@ -82,7 +82,7 @@ def shell(tmp_path_factory):
 @pytest.fixture(scope="session")
 def notes(shell):
     """The demo's image, built once: `notes.eif`, keys/alice.* in its list, keys/mallory.* not."""
-    need("mmdebstrap", "dpkg-deb")
+    need("apt-get", "dpkg-deb")
     shell.run(NOTES / "make_rootfs", "notes.rootfs")
     shell.run("pipeline", "keygen", "--name", "alice", "-o", "keys")
     shell.run("pipeline", "keygen", "--name", "mallory", "-o", "keys")

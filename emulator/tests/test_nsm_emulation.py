@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from enclavekit_attestation.policy import Policy
 from enclavekit_attestation.verify import verify_document
 from enclavekit_core.errors import ConfigError, DeviceError, InputError, VerificationError
+from enclavekit_emulator.faults import Fault
 from enclavekit_emulator.nsm_authority import dev_root_path, ensure_dev_root, make_root
 from enclavekit_emulator.nsm_server import serve_nsm
 from enclavekit_emulator.nsm_service import NsmService
@@ -147,10 +148,29 @@ def test_one_leaf_serves_until_it_is_about_to_expire(root):
     verify(attest(device), root, now=clock.now)
 
 
+def test_clock_that_is_set_back_gets_a_leaf_of_its_time(root):
+    clock = Clock()
+    device = service(root, clock=clock)
+    attest(device)
+    clock.now = NOW - datetime.timedelta(hours=5)
+    verify(attest(device), root, now=clock.now)
+
+
+def test_expired_leaf_is_the_only_thing_wrong_with_it(root):
+    payload = cbor2.loads(cbor2.loads(attest(service(root, Fault.EXPIRED_LEAF)))[2])
+    *authorities, leaf = map(x509.load_der_x509_certificate, [*payload["cabundle"], payload["certificate"]])
+    assert all(certificate.not_valid_before_utc <= NOW < certificate.not_valid_after_utc for certificate in authorities)
+    assert leaf.not_valid_after_utc == NOW.replace(microsecond=0) - datetime.timedelta(hours=1)
+
+
+@pytest.mark.parametrize("module_id", ["", "i-1", "i-1-enc", "i-1-encxyz", "i-1-enc1\n", "i-1-enc" + "0" * 17])
+def test_module_id_that_no_leaf_can_carry_is_refused_at_once(root, module_id):
+    with pytest.raises(ValueError, match="module id"):
+        NsmService(PcrBank(), root, module_id)
+
+
 @pytest.mark.parametrize("fault", ["expired-leaf", "wrong-root", "zero-pcrs", "reordered-bundle"])
 def test_verifier_refuses_what_a_faulty_nsm_signs(root, fault):
-    from enclavekit_emulator.faults import Fault
-
     with pytest.raises(VerificationError):
         verify(attest(service(root, Fault(fault))), root, pcrs={})
 

@@ -8,10 +8,11 @@ only when it is named with --insecure-dev-root.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
+import errno
 import os
 import secrets
+import shutil
 import stat
 from dataclasses import dataclass
 
@@ -30,8 +31,10 @@ REGIONAL_LIFETIME = datetime.timedelta(days=20)
 ZONAL_LIFETIME = datetime.timedelta(days=6)
 INSTANCE_LIFETIME = datetime.timedelta(days=1)
 LEAF_LIFETIME = datetime.timedelta(hours=3)
+NO_AGE = datetime.timedelta(0)
 BACKDATE = datetime.timedelta(seconds=3)  # as AWS does, for verifiers whose clock is a little behind
-MAX_SERIAL_BYTES = 20  # RFC 5280
+MAX_PEM_BYTES = 64 * 1024  # a P-384 key or certificate has less than one
+MAX_COMMON_NAME = 64  # X.520; AWS's longest has 63
 
 Key = ec.EllipticCurvePrivateKey
 
@@ -52,6 +55,7 @@ class Leaf:
     certificate_der: bytes
     bundle_der: tuple[bytes, ...]
     """Root, regional, zonal, instance."""
+    not_before: datetime.datetime
     not_after: datetime.datetime
 
 
@@ -82,16 +86,18 @@ def make_root(now: datetime.datetime, name: str = ROOT_NAME) -> Issuer:
     builder = _builder(subject, subject, key, now, ROOT_LIFETIME).add_extension(
         x509.BasicConstraints(ca=True, path_length=None), critical=True
     )
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     usage = _key_usage(digital_signature=True, key_cert_sign=True, crl_sign=True)
     certificate = builder.add_extension(usage, critical=True).sign(key, hashes.SHA384())
     return Issuer(key, certificate)
 
 
-def issue_leaf(root: Issuer, module_id: str, now: datetime.datetime) -> Leaf:
+def issue_leaf(root: Issuer, module_id: str, now: datetime.datetime, *, age: datetime.timedelta = NO_AGE) -> Leaf:
     """Return a fresh chain below `root` for one enclave.
 
     Args:
         module_id: `<instance id>-enc<16 hex>`.
+        age: how long ago the leaf, but not what is above it, was issued.
     """
     instance, _, slot = module_id.partition("-enc")
     marker = secrets.token_hex(8)
@@ -99,10 +105,11 @@ def issue_leaf(root: Issuer, module_id: str, now: datetime.datetime) -> Leaf:
     zonal = _issue_ca(regional, f"{marker}.zonal.{REGION}.{ROOT_NAME}", 1, now, ZONAL_LIFETIME)
     parent = _issue_ca(zonal, f"{instance}.{REGION}.{ROOT_NAME}", 0, now, INSTANCE_LIFETIME)
     key = ec.generate_private_key(ec.SECP384R1())
+    issued = now - age
     # as on AWS: the enclave's number, then the second it was issued in
-    serial = int.from_bytes(bytes.fromhex(slot.zfill(16))[:8] + int(now.timestamp()).to_bytes(8, "big"), "big")
-    subject = _name(f"{module_id}.{REGION}.enclavekit-dev")
-    builder = _builder(subject, parent.certificate.subject, key, now, LEAF_LIFETIME, serial or 1)
+    serial = int(slot, 16) << 64 | int(issued.timestamp())
+    subject = _name(f"{module_id}.{REGION}.enclavekit")
+    builder = _builder(subject, parent.certificate.subject, key, issued, LEAF_LIFETIME, serial)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     usage = _key_usage(digital_signature=True, content_commitment=True)
     certificate = builder.add_extension(usage, critical=False).sign(parent.key, hashes.SHA384())
@@ -112,6 +119,7 @@ def issue_leaf(root: Issuer, module_id: str, now: datetime.datetime) -> Leaf:
         key,
         certificate.public_bytes(der),
         tuple(issuer.certificate.public_bytes(der) for issuer in chain),
+        certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
     )
 
@@ -122,6 +130,9 @@ def _issue_ca(
     key = ec.generate_private_key(ec.SECP384R1())
     builder = _builder(_name(name), issuer.certificate.subject, key, now, lifetime)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+    above = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key())
+    builder = builder.add_extension(above, critical=False)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     usage = _key_usage(key_cert_sign=True, crl_sign=path_length > 0, digital_signature=path_length > 0)
     return Issuer(key, builder.add_extension(usage, critical=True).sign(issuer.key, hashes.SHA384()))
 
@@ -149,8 +160,7 @@ def _name(common_name: str, *, organisation: bool = False) -> x509.Name:
     attributes = [x509.NameAttribute(NameOID.COUNTRY_NAME, "XX")]
     if organisation:
         attributes.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, "enclavekit development, not AWS"))
-    # X.520 gives a common name 64 characters; AWS's longest has 63
-    attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64]))
+    attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, common_name[:MAX_COMMON_NAME]))
     return x509.Name(attributes)
 
 
@@ -177,39 +187,44 @@ def _key_usage(
 def _create_root(directory: str) -> None:
     """Make the root aside and rename it into place, so that nobody sees half of it."""
     root = make_root(datetime.datetime.now(datetime.UTC))
-    temporary = f"{directory}.{os.getpid()}.{secrets.token_hex(4)}"
-    os.mkdir(temporary, 0o700)
     key_pem = root.key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    _write(os.path.join(temporary, ROOT_KEY), key_pem, 0o600)
-    _write(os.path.join(temporary, ROOT_CERTIFICATE), root.certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    temporary = f"{directory}.{os.getpid()}.{secrets.token_hex(4)}"
+    os.mkdir(temporary, 0o700)
     try:
+        _write(os.path.join(temporary, ROOT_KEY), key_pem, 0o600)
+        certificate_pem = root.certificate.public_bytes(serialization.Encoding.PEM)
+        _write(os.path.join(temporary, ROOT_CERTIFICATE), certificate_pem, 0o644)
         os.rename(temporary, directory)
-    except OSError:
+    except BaseException as exc:
+        shutil.rmtree(temporary, ignore_errors=True)
         # another process was first: a directory that is not empty cannot be renamed over
-        for name in (ROOT_KEY, ROOT_CERTIFICATE):
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(temporary, name))
-        os.rmdir(temporary)
-        if not os.path.isdir(directory):
-            raise
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return
+        raise
 
 
 def _write(path: str, data: bytes, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with open(descriptor, "wb") as out:
         out.write(data)
+        out.flush()
+        os.fsync(descriptor)  # a power cut must not leave a root that is there and empty
 
 
 def _load_root(directory: str) -> Issuer:
-    key_path = os.path.join(directory, ROOT_KEY)
-    with open(key_path, "rb") as source:
-        if stat.S_IMODE(os.fstat(source.fileno()).st_mode) & 0o077:
-            raise ValueError(f"others may read {ROOT_KEY}")
-        key = serialization.load_pem_private_key(source.read(), None)
-    with open(os.path.join(directory, ROOT_CERTIFICATE), "rb") as source:
-        certificate = x509.load_pem_x509_certificate(source.read())
+    key_pem, info = _read(os.path.join(directory, ROOT_KEY))
+    # root may use what a user made: sudo keeps HOME on some systems
+    if os.geteuid() not in (0, info.st_uid) or stat.S_IMODE(info.st_mode) & 0o077:
+        raise ValueError(f"others may read {ROOT_KEY}, or own it")
+    key = serialization.load_pem_private_key(key_pem, None)
+    certificate = x509.load_pem_x509_certificate(_read(os.path.join(directory, ROOT_CERTIFICATE))[0])
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise ValueError("key and certificate do not belong together")
     return Issuer(key, certificate)
+
+
+def _read(path: str) -> tuple[bytes, os.stat_result]:
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as source:
+        return source.read(MAX_PEM_BYTES), os.fstat(source.fileno())

@@ -61,7 +61,13 @@ class NsmServer:
                     connection.close()
                     continue
                 self._connections.add(connection)
-            threading.Thread(target=self._serve, args=(connection,), name="nsm", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), name="nsm", daemon=True).start()
+            except RuntimeError:
+                # no thread to be had: this client goes without, the next may find one
+                with self._lock:
+                    self._connections.discard(connection)
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         try:

@@ -6,20 +6,30 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import re
 from collections.abc import Callable
 
 from enclavekit_core.errors import RemoteProtocolError
 from enclavekit_nsm import messages as nsm
 
 from enclavekit_emulator.faults import Fault, parse_faults
-from enclavekit_emulator.nsm_authority import Issuer, Leaf, ensure_dev_root, issue_leaf, make_root
+from enclavekit_emulator.nsm_authority import (
+    LEAF_LIFETIME,
+    NO_AGE,
+    Issuer,
+    Leaf,
+    ensure_dev_root,
+    issue_leaf,
+    make_root,
+)
 from enclavekit_emulator.nsm_documents import DocumentFields, encode_payload, sign_document
 from enclavekit_emulator.pcr_bank import LOCKED_AT_BOOT, ZERO_PCR, PcrBank, PcrError
 
 RANDOM_BYTES = 256  # the kernel's parser of GetRandom needs 24 or more
 VERSION = (1, 0, 0)
 RENEWAL_MARGIN = datetime.timedelta(minutes=5)  # a document should outlive the trip to its verifier
-FAULT_AGE = datetime.timedelta(days=2)  # past every certificate below the zonal one
+EXPIRED_AGE = LEAF_LIFETIME + datetime.timedelta(hours=1)  # the leaf is over, all above it still good
+MODULE_ID = re.compile(r"i-[0-9a-z]{1,20}-enc[0-9a-f]{1,16}")
 
 Clock = Callable[[], datetime.datetime]
 
@@ -41,8 +51,12 @@ class NsmService:
         random: Callable[[int], bytes] = os.urandom,
         faults: frozenset[Fault] = frozenset(),
     ) -> None:
+        """Raises ValueError if `module_id` is not `i-<instance>-enc<hex>`."""
+        if not MODULE_ID.fullmatch(module_id):
+            raise ValueError(f"module id {module_id!r}")
         self.bank, self.module_id, self.faults = bank, module_id, faults
-        self._root = make_root(clock(), "enclavekit-dev-wrong-root") if Fault.WRONG_ROOT in faults else root
+        # of the same name: only its key gives it away
+        self._root = make_root(clock()) if Fault.WRONG_ROOT in faults else root
         self._clock, self._random = clock, random
         self._leaf: Leaf | None = None
 
@@ -114,9 +128,10 @@ class NsmService:
     def _current_leaf(self) -> Leaf:
         """Return the leaf that signs now; one leaf serves many documents until shortly before it expires."""
         now = self._clock()
-        if self._leaf is None or now + RENEWAL_MARGIN > self._leaf.not_after:
-            issued = now - FAULT_AGE if Fault.EXPIRED_LEAF in self.faults else now
-            leaf = issue_leaf(self._root, self.module_id, issued)
+        # a clock that was set back makes the leaf one of the future
+        if self._leaf is None or not self._leaf.not_before <= now <= self._leaf.not_after - RENEWAL_MARGIN:
+            age = EXPIRED_AGE if Fault.EXPIRED_LEAF in self.faults else NO_AGE
+            leaf = issue_leaf(self._root, self.module_id, now, age=age)
             if Fault.REORDERED_BUNDLE in self.faults:
                 leaf = dataclasses.replace(leaf, bundle_der=leaf.bundle_der[::-1])
             self._leaf = leaf

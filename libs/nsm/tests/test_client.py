@@ -4,11 +4,10 @@
 import ctypes
 import errno
 import os
-import socket
 import threading
 
 import pytest
-from enclavekit_core.errors import DeviceError
+from enclavekit_core.errors import DeviceError, LocalProtocolError
 from enclavekit_nsm import client, messages
 
 PCR = bytes(range(48))
@@ -87,47 +86,106 @@ def test_response_length_beyond_the_buffer_is_refused():
         argument[:] = client.NSM_RAW.pack(*fields[:3], messages.MAX_RESPONSE_BYTES + 1)
         return 0
 
-    with open_with(ioctl) as nsm, pytest.raises(Exception, match="reports"):
+    with open_with(ioctl) as nsm, pytest.raises(DeviceError, match=r"InvalidResponse: .* reports 12289 bytes"):
         nsm.get_random()
 
 
-@pytest.fixture
-def socket_device(tmp_path):
-    """Serve raw bytes, ready-made, to whoever connects."""
-    path = str(tmp_path / "nsm")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen()
-
-    def serve(raw):
-        def run():
-            sock, _ = listener.accept()
-            with sock:
-                sock.recv(4096)
-                sock.sendall(raw)
-
-        threading.Thread(target=run, daemon=True).start()
-        return path
-
-    yield serve
-    listener.close()
+def test_socket_carries_every_call(fake_nsm):
+    with client.NsmClient.open(fake_nsm.path) as nsm:
+        assert nsm.describe_nsm().locked_pcrs == tuple(range(16))
+        assert nsm.describe_pcr(20) == messages.DescribePcrResponse(False, b"\x14" * 48)
+        assert nsm.extend_pcr(16, b"x" * 48) == b"x" * 48
+        nsm.lock_pcr(16)
+        nsm.lock_pcrs(32)
+        assert nsm.attestation(b"u", b"n", b"k") == b"u|n|k"
+        assert nsm.get_random() == bytes(range(256))
+    assert fake_nsm.requests[3:5] == [messages.LockPcrRequest(16), messages.LockPcrsRequest(32)]
+    assert fake_nsm.connections == 1
 
 
-def test_socket_frames(socket_device):
-    answer = messages.encode_response(messages.GetRandomResponse(bytes(256)))
-    with client.NsmClient.open(socket_device(client.LENGTH.pack(len(answer)) + answer)) as nsm:
-        assert nsm.get_random() == bytes(256)
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (None, "connection reset by peer"),
+        (b"\0\0\0\5abc", "timed out"),
+        (b"\xff\xff\xff\xff", "InvalidResponse"),
+        (b"\0\0\x30\1", "InvalidResponse"),
+        (b"\0\0\0\0", "InvalidResponse"),
+    ],
+)
+def test_socket_errors_are_device_errors_and_the_next_call_works(fake_nsm, raw, status):
+    good, fake_nsm.answer = fake_nsm.answer, lambda _: raw
+    with client.NsmClient.open(fake_nsm.path, timeout_s=0.2) as nsm:
+        with pytest.raises(DeviceError) as caught:
+            nsm.get_random()
+        assert caught.value.status.startswith(status)
+        fake_nsm.answer = good
+        assert nsm.attestation(nonce=b"n") == b"|n|"
 
 
-@pytest.mark.parametrize("raw", [b"", b"\0\0", b"\0\0\0\5abc"])
-def test_socket_that_ends_early_is_a_device_error(socket_device, raw):
-    with client.NsmClient.open(socket_device(raw)) as nsm, pytest.raises(DeviceError):
+def test_late_answer_is_never_taken_for_the_next_one(fake_nsm):
+    """A document with another caller's nonce would be the worst of answers."""
+    late, good = threading.Event(), fake_nsm.answer
+
+    def answer(request):
+        if request.nonce == b"first":
+            late.wait()
+        return good(request)
+
+    fake_nsm.answer = answer
+    with client.NsmClient.open(fake_nsm.path, timeout_s=0.1) as nsm:
+        with pytest.raises(DeviceError, match="timed out"):
+            nsm.attestation(nonce=b"first")
+        late.set()
+        for _ in range(3):
+            assert nsm.attestation(nonce=b"second") == b"|second|"
+
+
+def test_threads_share_a_client(fake_nsm):
+    wrong = []
+    with client.NsmClient.open(fake_nsm.path) as nsm:
+
+        def ask(name):
+            for number in range(20):
+                nonce = b"%d-%d" % (name, number)
+                if nsm.attestation(nonce=nonce) != b"|" + nonce + b"|":
+                    wrong.append(nonce)
+
+        threads = [threading.Thread(target=ask, args=(name,)) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert len(fake_nsm.requests) == 80
+
+
+def test_path_longer_than_a_socket_name_holds(fake_nsm, tmp_path):
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    os.rename(fake_nsm.path, deep / "nsm")
+    with client.NsmClient.open(str(deep / "nsm")) as nsm:
+        assert nsm.get_random() == bytes(range(256))
+
+
+def test_closed_client_says_so_and_closes_nothing_twice():
+    ioctl, seen = device(lambda _: b"")
+    nsm = open_with(ioctl)
+    nsm.close()
+    reused = os.open("/dev/null", os.O_RDWR)  # takes the number that the device had
+    nsm.close()
+    with pytest.raises(DeviceError, match="bad file descriptor"):
         nsm.get_random()
+    os.close(reused)
+    assert seen == []
 
 
-def test_socket_that_announces_too_much_is_refused(socket_device):
-    with client.NsmClient.open(socket_device(b"\xff\xff\xff\xff")) as nsm, pytest.raises(Exception, match="announces"):
-        nsm.get_random()
+@pytest.mark.parametrize("index", [-1, 65536])
+def test_index_that_no_request_can_hold_is_our_own_error(index):
+    ioctl, seen = device(lambda _: b"")
+    with open_with(ioctl) as nsm, pytest.raises(LocalProtocolError):
+        nsm.lock_pcr(index)
+    assert seen == []
 
 
 def test_open_says_what_is_wrong(tmp_path, monkeypatch):

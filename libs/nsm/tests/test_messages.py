@@ -102,6 +102,78 @@ def test_what_is_no_request_is_refused(value):
         nsm.decode_request(cbor2.dumps(value))
 
 
+@pytest.mark.parametrize("decode", [nsm.decode_request, nsm.decode_response])
+def test_tags_are_refused_before_anything_is_made_of_them(decode):
+    for tag in (*range(300), 1004, 43000, 55799, 65535):
+        for content in (b"\x69GetRandom", b"\x41\1", b"\x82\1\1"):
+            with pytest.raises(RemoteProtocolError, match=f"tag {tag}$"):
+                decode(b"\xd9" + tag.to_bytes(2, "big") + content)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        "7f6947657452616e646f6dff",  # indefinite text
+        "bf674c6f636b504352a165696e64657810ff",  # indefinite map
+        "a1674c6f636b504352a265696e6465781065696e64657811",  # a key twice
+        "a1674c6f636b504352a165696e646578818181" + "81" * 3000 + "00",  # deep
+        "a1674c6f636b504352a165696e6465789affffffff",  # longer than it is
+        "a1674c6f636b504352a165696e646578fb4030000000000000",  # 16.0
+        "a1674c6f636b504352a165696e646578f7",  # undefined
+        "a1674c6f636b504352a165696e6465781b00000001" + "00000010",  # no u16
+        "a14101a0",  # a name that is bytes
+    ],
+)
+def test_what_no_client_writes_is_refused(wire):
+    with pytest.raises(RemoteProtocolError):
+        nsm.decode_request(bytes.fromhex(wire))
+
+
+def test_integers_of_any_width_are_read():
+    for number in ("10", "1810", "190010", "1a00000010", "1b0000000000000010"):
+        assert nsm.decode_request(bytes.fromhex("a1674c6f636b504352a165696e646578" + number)) == nsm.LockPcrRequest(16)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"LockPCR": {}},
+        {"LockPCR": {"index": 1}},
+        {"GetRandom": {"random": "text"}},
+        {"GetRandom": {"random": None}},
+        {"GetRandom": {"random": b"", "more": 1}},
+        {"DescribePCR": {"lock": 1, "data": b""}},
+        {"Attestation": {}},
+        {"Attestation": None},
+        {"Error": "Unheard"},
+        {"Error": ["InvalidIndex"]},
+        {"Error": 2},
+    ],
+)
+def test_responses_are_read_strictly(value):
+    with pytest.raises(RemoteProtocolError):
+        nsm.decode_response(cbor2.dumps(value))
+
+
+def test_messages_show_little_of_what_the_peer_sent():
+    with pytest.raises(RemoteProtocolError) as caught:
+        nsm.decode_request(cbor2.dumps("x" * 4000))
+    assert len(str(caught.value)) < 120
+
+
+NAMES = st.sampled_from([*nsm.REQUESTS, "Error", "index", "data", "range", "nonce", "user_data", "random", "lock"])
+WIRE_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-10, 70000) | st.floats() | st.binary(max_size=60) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.one_of(NAMES, st.dictionaries(NAMES, WIRE_VALUES, max_size=2)))
+def test_any_value_decodes_or_is_refused(value):
+    check_decoders(cbor2.dumps(value))
+
+
 def test_limits():
     with pytest.raises(LocalProtocolError):
         nsm.encode_request(nsm.ExtendPcrRequest(16, bytes(nsm.MAX_REQUEST_BYTES)))
@@ -113,6 +185,10 @@ def test_limits():
 
 @given(st.binary(max_size=200))
 def test_any_bytes_decode_or_are_refused(data):
+    check_decoders(data)
+
+
+def check_decoders(data):
     for decode, encode in ((nsm.decode_request, nsm.encode_request), (nsm.decode_response, nsm.encode_response)):
         try:
             message = decode(data)

@@ -35,7 +35,7 @@ def connect(address: Address, timeout_s: float | None = DEFAULT_CONNECT_TIMEOUT_
     """
     try:
         sock = _connect(address, timeout_s)
-    except OSError as exc:
+    except (OSError, UnicodeError) as exc:  # the latter: a host name that no resolver can be asked for
         raise TransportError("connect to", address, exc) from exc
     sock.settimeout(None)
     return sock
@@ -124,7 +124,7 @@ class Listener:
         try:
             self.socket = self._open(address, mode)
             self.socket.listen(backlog)
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # as in `connect`
             raise TransportError("listen on", address, exc) from exc
 
     def _open(self, address: Address, mode: int) -> socket.socket:

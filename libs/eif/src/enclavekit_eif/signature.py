@@ -18,7 +18,7 @@ from typing import Any
 
 import cbor2
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
@@ -27,7 +27,7 @@ from enclavekit_core.errors import InputError, VerificationError, describe_cause
 from enclavekit_eif.model import MAX_SIGNATURE_BYTES
 from enclavekit_eif.reader import Eif
 
-COSE_SIGN1_TAG = 18
+COSE_SIGN1_TAG = b"\xd2"  # tag 18; may be there or not
 MAX_KEY_FILE_BYTES = 64 * 1024  # a PEM file of one key or certificate is below 4 KiB
 
 
@@ -59,8 +59,9 @@ class EifSignature:
         """Return the (first) certificate. Raises InputError."""
         try:
             certificate = x509.load_pem_x509_certificate(self.certificate_pem)
-            _ = certificate.issuer, certificate.not_valid_after_utc  # parsed lazily: fail here, not in a caller
-        except (ValueError, TypeError) as exc:
+            # parsed lazily: fail here, not in a caller
+            _ = certificate.issuer, certificate.not_valid_after_utc, certificate.public_key()
+        except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm) as exc:
             raise InputError("read", "signing certificate", str(exc)) from exc
         return certificate
 
@@ -94,7 +95,7 @@ def load_signer(certificate_path: str, key_path: str) -> Signer:
     certificate = EifSignature(pem, b"").certificate()
     try:
         key = serialization.load_pem_private_key(_read_small(key_path), password=None)
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise InputError("read private key", key_path, str(exc)) from exc
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in ALGORITHMS:
         raise InputError("sign with", key_path, "not an EC key on P-256, P-384 or P-521")
@@ -179,12 +180,10 @@ def signed_message(protected: bytes, payload: bytes) -> bytes:
 
 def _decode_cose(data: bytes) -> tuple[bytes, dict[Any, Any], bytes, bytes]:
     try:
-        document = _decode_cbor(data)
+        document = _decode_cbor(data.removeprefix(COSE_SIGN1_TAG))
     except InputError as exc:
         raise _unverified(exc.reason) from exc
-    if isinstance(document, cbor2.CBORTag) and document.tag == COSE_SIGN1_TAG:
-        document = document.value
-    if not isinstance(document, (list, tuple)) or [type(part) for part in document] != [bytes, dict, bytes, bytes]:
+    if not isinstance(document, list) or [type(part) for part in document] != [bytes, dict, bytes, bytes]:
         raise _unverified("not a COSE_Sign1 structure")
     protected, unprotected, payload, signature = document
     return protected, unprotected, payload, signature

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 
 from enclavekit_core.cli import run_command
-from enclavekit_core.errors import ConfigError, InputError
+from enclavekit_core.errors import ConfigError, InputError, describe_cause
 
 from enclavekit_nsm.client import NsmClient
 from enclavekit_nsm.messages import PCR_COUNT
@@ -24,14 +24,14 @@ def main(argv: list[str] | None = None) -> int:
     describe = commands.add_parser("describe", help="versions, module id and which registers are locked")
     pcrs = commands.add_parser("pcrs", help="the platform configuration registers that are not zero")
     pcrs.add_argument("--all", action="store_true", help="zero ones too")
-    for command in (describe, pcrs):
-        command.add_argument("--json", action="store_true", help="for machines")
     attest = commands.add_parser("attest", help="an attestation document")
     for name in ("user-data", "nonce", "public-key"):
         attest.add_argument(f"--{name}", metavar="HEX", help="goes into the document")
     attest.add_argument("-o", "--output", metavar="FILE", help="default: standard output, binary")
     random = commands.add_parser("random", help="random bytes, in hex")
     random.add_argument("--binary", action="store_true", help="as they are")
+    for command in (describe, pcrs, attest, random):
+        command.add_argument("--json", action="store_true", help="for machines; binary values in hex")
     args = parser.parse_args(argv)
     return run_command("nsm", lambda: run(args))
 
@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> int:
                 print_values(shown, as_json=args.json)
             case "attest":
                 inputs = [read_hex(args, name) for name in ("user_data", "nonce", "public_key")]
-                write_binary(nsm.attestation(*inputs), args.output)
+                write_values({"document": nsm.attestation(*inputs)}, args.output, as_json=args.json)
             case "random":
                 data = nsm.get_random()
-                if args.binary:
-                    write_binary(data, None)
+                if args.binary or args.json:
+                    write_values({"random": data}, None, as_json=args.json)
                 else:
                     print(data.hex())
     return 0
@@ -74,14 +74,36 @@ def read_hex(args: argparse.Namespace, name: str) -> bytes | None:
         raise ConfigError(f"--{name.replace('_', '-')}", "", "it is not hexadecimal") from exc
 
 
-def write_binary(data: bytes, path: str | None) -> None:
+def write_values(values: dict[str, bytes], path: str | None, *, as_json: bool) -> None:
+    """Write the value of the only entry as it is, or all as JSON, to a file or standard output."""
+    if as_json:
+        data = json.dumps({name: value.hex() for name, value in values.items()}, indent=2).encode() + b"\n"
+    else:
+        [data] = values.values()
     if path is None:
         sys.stdout.buffer.write(data)
-        return
-    temporary = f"{path}.{os.getpid()}"
+    else:
+        write_file(path, data)
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Put `data` at `path`, all of it or nothing. Raises InputError."""
+    import tempfile  # it takes a third of this command's start
+
     try:
-        with open(temporary, "wb") as out:
-            out.write(data)
-        os.replace(temporary, path)
+        if os.path.exists(path) and not os.path.isfile(path):
+            # a pipe or /dev/null: to be written to, not replaced
+            with open(path, "wb") as out:
+                out.write(data)
+            return
+        descriptor, temporary = tempfile.mkstemp(prefix=".nsm-", dir=os.path.dirname(path) or ".")
+        try:
+            with open(descriptor, "wb") as out:
+                out.write(data)
+            os.chmod(temporary, 0o644)  # nothing in it is secret, and its verifier is somebody else
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
     except OSError as exc:
-        raise InputError("write", path, (exc.strerror or str(exc)).lower()) from exc
+        raise InputError("write", path, describe_cause(exc)) from exc

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import enum
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import cbor2
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
@@ -23,6 +23,8 @@ MAX_INPUT_BYTES = 1024  # user_data, nonce, public_key: what the NSM itself acce
 PCR_COUNT = 32
 PCR_BYTES = 48  # SHA-384
 MAX_U16 = 0xFFFF
+MAX_DEPTH = 3  # name -> fields -> locked_pcrs
+MAX_SHOWN_CHARACTERS = 40  # of a peer's text in a message of ours
 
 
 class ErrorCode(enum.Enum):
@@ -157,6 +159,27 @@ Response = (
 )
 Message = TypeVar("Message")
 
+
+class RequestTooLargeError(LocalProtocolError):
+    """A request larger than the device takes; it would answer InputTooLarge."""
+
+
+class NoTags(Mapping[int, Callable[[Any], Any]]):
+    """Semantic decoders that refuse every tag: no message has one, and some cost their reader dearly.
+
+    One tag makes cbor2 compile a regular expression, which takes seconds for a request's worth of character classes.
+    """
+
+    def __getitem__(self, tag: int) -> NoReturn:
+        raise cbor2.CBORDecodeError(f"tag {tag}")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 1  # an empty mapping counts as none
+
+
 REQUESTS: dict[str, type[Request]] = {
     kind.WIRE: kind
     for kind in (
@@ -184,10 +207,18 @@ RESPONSES: dict[str, type[Response]] = {
 
 
 def encode_request(request: Request) -> bytes:
-    """Return the request's CBOR. Raises LocalProtocolError if it is larger than the device takes."""
+    """Return the request's CBOR.
+
+    Raises: RequestTooLargeError; LocalProtocolError for an index or range that is no u16.
+    """
+    for name in ("index", "range"):
+        if not 0 <= getattr(request, name, 0) <= MAX_U16:
+            raise LocalProtocolError(f"cannot encode NSM request {request.WIRE}: {name} {getattr(request, name)}")
     data = _encode(request)
     if len(data) > MAX_REQUEST_BYTES:
-        raise LocalProtocolError(f"cannot encode NSM request: {len(data)} bytes, the device takes {MAX_REQUEST_BYTES}")
+        raise RequestTooLargeError(
+            f"cannot encode NSM request: {len(data)} bytes, the device takes {MAX_REQUEST_BYTES}"
+        )
     return data
 
 
@@ -214,7 +245,7 @@ def decode_request(data: bytes) -> Request:
     name, body = _split(data, "NSM request", MAX_REQUEST_BYTES)
     kind = REQUESTS.get(name)
     if kind is None:
-        raise RemoteProtocolError(f"cannot decode NSM request: no operation {name!r}")
+        raise RemoteProtocolError(f"cannot decode NSM request: no operation {_shorten(name)}")
     return _build(kind, body, f"NSM request {name}", lenient=True)
 
 
@@ -225,11 +256,16 @@ def decode_response(data: bytes) -> Response:
         try:
             return ErrorResponse(ErrorCode(body))
         except ValueError as exc:
-            raise RemoteProtocolError(f"cannot decode NSM response: no error {body!r}") from exc
+            raise RemoteProtocolError(f"cannot decode NSM response: no error {_shorten(body)}") from exc
     kind = RESPONSES.get(name)
     if kind is None:
-        raise RemoteProtocolError(f"cannot decode NSM response: no response {name!r}")
+        raise RemoteProtocolError(f"cannot decode NSM response: no response {_shorten(name)}")
     return _build(kind, body, f"NSM response {name}", lenient=False)
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "..."
 
 
 def _split(data: bytes, what: str, limit: int) -> tuple[str, object]:
@@ -238,9 +274,16 @@ def _split(data: bytes, what: str, limit: int) -> tuple[str, object]:
         raise RemoteProtocolError(f"cannot decode {what}: {len(data)} bytes, the limit is {limit}")
     stream = io.BytesIO(data)
     try:
-        value = cbor2.load(stream)
-    except (cbor2.CBORDecodeError, ValueError, OverflowError, RecursionError, MemoryError, TypeError) as exc:
-        raise RemoteProtocolError(f"cannot decode {what}: not CBOR") from exc
+        value = cbor2.load(
+            stream,
+            semantic_decoders=NoTags(),
+            max_depth=MAX_DEPTH,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            strict_hashable_types=True,
+        )
+    except (cbor2.CBORDecodeError, ValueError) as exc:
+        raise RemoteProtocolError(f"cannot decode {what}: not CBOR of its kind: {exc}") from exc
     if stream.read(1):
         raise RemoteProtocolError(f"cannot decode {what}: bytes follow it")
     if isinstance(value, str):
@@ -255,7 +298,7 @@ def _split(data: bytes, what: str, limit: int) -> tuple[str, object]:
 def _build(kind: type[Message], body: object, what: str, *, lenient: bool) -> Message:
     expected = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]  # all are dataclasses
     if not expected:
-        if body not in (None, {}):
+        if body is not None and not (lenient and body == {}):
             raise RemoteProtocolError(f"cannot decode {what}: it has no fields")
         return kind()
     if not isinstance(body, Mapping):
@@ -274,7 +317,7 @@ def _value(value: Any, wanted: str, what: str, name: str, lenient: bool) -> Any:
         case "str":
             good = isinstance(value, str)
         case "tuple[int, ...]":
-            good = isinstance(value, list | tuple) and all(type(item) is int and item >= 0 for item in value)
+            good = isinstance(value, list | tuple) and all(type(item) is int and 0 <= item <= MAX_U16 for item in value)
             value = tuple(value) if good else value
         case _:
             if lenient and isinstance(value, str):
