@@ -213,6 +213,16 @@ def server(start_server):
     return start_server("--no-bus")
 
 
+@pytest.fixture(scope="session")
+def stateless_server(nsm, tmp_path_factory):
+    """For requests that leave nothing behind: one server for all of them."""
+    directory = tmp_path_factory.mktemp("stateless")
+    with open(directory / "server.log", "w") as log:
+        server = Server(["--nsm", nsm.path, "--roots", str(directory), "--no-bus"], log)
+        yield server
+        assert server.stop() == 0
+
+
 @pytest.fixture
 def server_on_bus(start_server, nats):
     return start_server("--nats-url", nats.url, "--credentials", credentials_path("ra-web-srv", nats.directory))

@@ -19,9 +19,9 @@ def verify(raw, nsm, **options):
     return verify_document(raw, Policy(dict(PCRS)), now_ms=time.time_ns() // 10**6, root=nsm.root_der, **options)
 
 
-def test_attestation_binds_the_key_of_this_connection(server, nsm):
+def test_attestation_binds_the_key_of_this_connection(stateless_server, nsm):
     nonce = secrets.token_bytes(32)
-    answer = server.get("/attestation", nonce=nonce.hex())
+    answer = stateless_server.get("/attestation", nonce=nonce.hex())
     assert answer.status == 200
     assert answer.json["nonce"] == nonce.hex()
     verified = verify(base64.b64decode(answer.json["attestation_document"]), nsm, nonce=nonce)
@@ -30,9 +30,11 @@ def test_attestation_binds_the_key_of_this_connection(server, nsm):
     assert verified.public_key is not None
 
 
-def test_attestation_is_fresh_each_time(server, nsm):
+def test_attestation_is_fresh_each_time(stateless_server, nsm):
     nonce = secrets.token_bytes(20)
-    answers = [server.get("/attestation", {"Accept": "application/cbor"}, nonce=nonce.hex()) for _ in range(2)]
+    answers = [
+        stateless_server.get("/attestation", {"Accept": "application/cbor"}, nonce=nonce.hex()) for _ in range(2)
+    ]
     assert all(answer.headers["Content-Type"] == "application/cbor" for answer in answers)
     assert answers[0].body != answers[1].body
     for answer in answers:
@@ -50,8 +52,8 @@ def test_two_servers_have_two_keys(start_server, nsm):
 
 
 @pytest.mark.parametrize("nonce", [None, "", "0", "xy", "00" * 65, "0x00", " 00", "00\n"])
-def test_attestation_refuses_nonce(server, nonce):
-    answer = server.get("/attestation", **({} if nonce is None else {"nonce": nonce}))
+def test_attestation_refuses_nonce(stateless_server, nonce):
+    answer = stateless_server.get("/attestation", **({} if nonce is None else {"nonce": nonce}))
     assert answer.status == 400
     assert answer.json["error"].startswith("cannot use 'nonce' parameter")
 
@@ -110,10 +112,10 @@ def test_doc_of_unknown_view_names_those_there_are(server, data):
     assert "json_hex" in answer.json["error"]
 
 
-def test_pcrs_and_description(server):
-    pcrs = server.get("/pcrs/").json["pcrs"]
+def test_pcrs_and_description(stateless_server):
+    pcrs = stateless_server.get("/pcrs/").json["pcrs"]
     assert {int(index): bytes.fromhex(value) for index, value in pcrs.items() if int(index) in PCRS} == PCRS
-    described = server.get("/nsm_desc").json
+    described = stateless_server.get("/nsm_desc").json
     assert described["module_id"] == MODULE_ID
     assert described["digest"] == "SHA384"
     assert described["max_pcrs"] == 32

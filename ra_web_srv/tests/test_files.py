@@ -107,9 +107,9 @@ def test_deleted_file_is_not_found(server, data):
 
 
 @pytest.mark.parametrize("query", ["", "?path=", "?path=/a&path=/b", "?" + "&".join(f"a{i}=1" for i in range(20))])
-def test_bad_queries(server, query):
+def test_bad_queries(stateless_server, query):
     for route in ("/hash/", "/doc/"):
-        answer = server.request("GET", route + query)
+        answer = stateless_server.request("GET", route + query)
         assert answer.status == 400
         assert answer.json["error"].startswith("cannot ")
 
@@ -128,15 +128,15 @@ def test_bad_queries(server, query):
         (b'{"path": "' + b"x" * 100_000 + b'"}', POST_JSON, 413),
     ],
 )
-def test_bad_bodies(server, body, headers, status):
-    answer = server.request("POST", "/generate", body, headers)
+def test_bad_bodies(stateless_server, body, headers, status):
+    answer = stateless_server.request("POST", "/generate", body, headers)
     assert answer.status == status
     assert answer.json["error"].startswith("cannot ")
 
 
 @pytest.mark.parametrize(("method", "route", "status"), [("GET", "/nothing", 404), ("DELETE", "/hash/", 405)])
-def test_unknown_routes_and_methods_answer_in_json(server, method, route, status):
-    answer = server.request(method, route)
+def test_unknown_routes_and_methods_answer_in_json(stateless_server, method, route, status):
+    answer = stateless_server.request(method, route)
     assert answer.status == status
     assert answer.json["error"].startswith("cannot serve")
 

@@ -103,13 +103,15 @@ class Tracker:
             record.attempts += 1
             return self._apply(path, record, outcome, now_s)
         assert signature is not None
+        changed = record.signature != signature
         self._unlink(path, record)
         record.digest, record.signature, record.attempts = digest, signature, 0
         actions = self._apply(path, record, outcome, now_s)
-        # the kernel announces a change under the name that it was made by; the file's other names share it
         names = self._links.get(signature[:INODE_BYTES], ())
         self._links[signature[:INODE_BYTES]] = (*names, path)
-        for name in names:
+        # The kernel announces a change under the name that it was made by; the file's other names share it. One that
+        # proves unchanged sets nothing off: two files of one inode number (overlays) would wake each other for ever.
+        for name in names if changed else ():
             other = self._records[name]
             if other.state is State.CLOSED and other.signature != signature:
                 actions += self.observe(name, Happening.SETTLE, now_s)

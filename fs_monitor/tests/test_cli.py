@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
+
+import pytest
+from enclavekit_fs_monitor.cli import build_parser, settings_of
+
+
+def run(*flags):
+    argv = [sys.executable, "-m", "enclavekit_fs_monitor", *flags]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-d", "{tmp}/none"], "cannot watch {tmp}/none: no such file or directory"),
+        (["-d", "{tmp}/file"], "cannot watch {tmp}/file: not a directory"),
+        (["-d", "{tmp}", "--credentials", "{tmp}/none"], "cannot use {tmp}/none: no such file or directory"),
+        (["-d", "{tmp}", "--credentials", "{tmp}/file"], "cannot use {tmp}/file: "),
+    ],
+)
+def test_what_cannot_be_used(tmp_path, flags, message):
+    (tmp_path / "file").write_text("user: x\n")
+    done = run(*(flag.format(tmp=tmp_path) for flag in flags))
+    assert done.returncode == 2
+    assert done.stderr.startswith("fs-monitor: " + message.format(tmp=tmp_path))
+    assert done.stderr.count("\n") == 1
+
+
+def test_flags_are_those_of_the_rust_tool():
+    argv = ["--directory", "/data", "--nats-url", "nats://h:1", "--kv-bucket-name", "b", "--credentials", "/c"]
+    settings = settings_of(build_parser().parse_args(argv))
+    assert (settings.directory, settings.nats_url, settings.kv_bucket_name) == ("/data", "nats://h:1", "b")
+    assert settings.credentials == "/c"

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts that decide, without a server around them."""
+
+import json
+
+import pytest
+from enclavekit_core.errors import ConfigError, InputError
+from enclavekit_ra_web_srv import requests
+from enclavekit_ra_web_srv.claims import MAX_USER_DATA_BYTES, encode_file_claim
+from enclavekit_ra_web_srv.paths import PathRefusedError, confine, parse_roots
+from hypothesis import given
+from hypothesis import strategies as st
+
+ROOTS = parse_roots(["/data", "/srv//files/"])
+DIGEST = bytes(range(64))
+
+
+@pytest.mark.parametrize(
+    ("path", "confined"),
+    [
+        (b"/data", (b"/data", b"/data", ())),
+        (b"/data/", (b"/data", b"/data", ())),
+        (b"//data//a/./b/", (b"/data/a/b", b"/data", (b"a", b"b"))),
+        (b"/srv/files/x", (b"/srv/files/x", b"/srv/files", (b"x",))),
+        (b"/data/..x", (b"/data/..x", b"/data", (b"..x",))),
+        (b"/data/\xff", (b"/data/\xff", b"/data", (b"\xff",))),
+    ],
+)
+def test_confine_table(path, confined):
+    found = confine(path, ROOTS)
+    assert (found.path, found.root, found.parts) == confined
+
+
+@pytest.mark.parametrize("path", [b"", b"data/x", b"/", b"/datax", b"/srv", b"/data/../etc", b"/data/..", b"/data/a\0"])
+def test_confine_refuses(path):
+    with pytest.raises(PathRefusedError):
+        confine(path, ROOTS)
+
+
+@given(st.lists(st.sampled_from([b"data", b"..", b".", b"", b"a", b"srv", b"files"])))
+def test_what_confine_lets_through_is_below_a_root(parts):
+    path = b"/" + b"/".join(parts)
+    try:
+        found = confine(path, ROOTS)
+    except PathRefusedError:
+        return
+    assert not {b"..", b".", b""} & set(found.parts)
+    assert found.path == b"/".join((found.root, *found.parts))
+    assert found.root in ROOTS
+
+
+def test_root_of_everything_holds_everything():
+    assert confine(b"/etc/passwd", parse_roots(["/"])).parts == (b"etc", b"passwd")
+
+
+@pytest.mark.parametrize("roots", [[], ["data"], ["/a/../b"]])
+def test_bad_roots(roots):
+    with pytest.raises(ConfigError):
+        parse_roots(roots)
+
+
+def test_claim_is_compact_json_in_this_order():
+    expected = '{"file_path":"/data/grün \\"x\\"","sha3_hash":"%s"}' % DIGEST.hex()  # noqa: UP031 - braces
+    assert encode_file_claim('/data/grün "x"'.encode(), DIGEST) == expected.encode()
+
+
+@given(st.binary(max_size=600))
+def test_claim_fits_and_names_the_path(path):
+    claim = encode_file_claim(path, DIGEST)
+    assert len(claim) <= MAX_USER_DATA_BYTES
+    fields = json.loads(claim)
+    assert fields["sha3_hash"] == DIGEST.hex()
+    assert len(fields) == 2
+    assert fields.get("file_path", "").encode() == path or len(fields["file_path_sha3_512"]) == 128
+
+
+@given(st.text(max_size=50))
+def test_parse_query_never_fails_in_another_way(raw):
+    try:
+        fields = requests.parse_query(raw)
+    except InputError:
+        return
+    assert len(fields) <= requests.MAX_QUERY_FIELDS
+
+
+@given(st.one_of(st.binary(max_size=200), st.just(b"[" * 50_000)))
+def test_parse_generate_never_fails_in_another_way(body):
+    with pytest.raises(InputError):
+        requests.parse_generate(body)
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [("application/cbor", True), ("text/html, Application/CBOR;q=0.9", True), ("*/*", False), ("", False)],
+)
+def test_accepts_cbor(accept, expected):
+    assert requests.accepts_cbor(accept) is expected
