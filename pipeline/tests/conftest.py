@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -87,6 +89,17 @@ def listening(inside, clients, cid=CID):
             process.wait(20)
 
 
+def install_program(name, app):
+    """Copy a program of this machine, and the libraries that it loads, to where a chroot finds them."""
+    program = shutil.which(name)
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    for library in re.findall(r"(/\S+) \(0x", listed):
+        target = app / library.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, target)
+    shutil.copy(program, app / "bin" / name)
+
+
 def grant(inside, name, **more):
     pem = (inside.directory / f"{name}.crt").read_text()
     return {"name": name, "certificate": pem, "allow": ["exec", "cp-in", "cp-out"], **more}
@@ -102,8 +115,9 @@ def inside(tmp_path_factory):
     for name in ("alice", "bob", "mallory"):
         generate(name, str(directory))
     app = directory / "app"
-    for sub in ("data", "etc", "tmp"):
+    for sub in ("data", "etc", "tmp", "bin"):
         (app / sub).mkdir(parents=True)
+    install_program("sh", app)
     state = str(directory / "state")
     inside = Inside(directory, app, environment, dev_root_path(state), str(directory / "nsm"))
     with emulated_nsm(inside.nsm_path, state):

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from enclavekit_core.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from enclavekit_core.errors import InputError, LocalProtocolError, ProtocolError, RemoteProtocolError
 from enclavekit_pipeline import frames
-from enclavekit_pipeline.flow import GRANT_BYTES, WINDOW_BYTES, ReceiveCredit, SendCredit
+from enclavekit_pipeline.flow import GRANT_BYTES, MIN_FRAME_COST, WINDOW_BYTES, ReceiveCredit, SendCredit
 from enclavekit_pipeline.frames import Frame, FrameDecoder, Kind, decode_credit, encode, encode_credit
-from enclavekit_pipeline.requests import ExecRequest, decode_request, encode_payload
+from enclavekit_pipeline.requests import ExecRequest, Exit, Failure, decode_payload, decode_request, encode_payload
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,11 +106,12 @@ def test_window_bounds_what_is_under_way():
     sender, receiver = SendCredit(), ReceiveCredit()
     sender.spend(WINDOW_BYTES)
     receiver.receive(WINDOW_BYTES)
+    assert sender.room(1) == 0
     with pytest.raises(LocalProtocolError):
         sender.spend(1)
     with pytest.raises(RemoteProtocolError):
         receiver.receive(1)
-    assert receiver.consume(GRANT_BYTES - 1) == 0
+    assert receiver.consume(GRANT_BYTES - MIN_FRAME_COST) == 0
     granted = receiver.consume(1)
     assert granted == GRANT_BYTES
     sender.grant(granted)
@@ -120,16 +121,25 @@ def test_window_bounds_what_is_under_way():
         sender.grant(2**32)
 
 
+def test_small_frames_cost_what_they_take():
+    sender, receiver = SendCredit(), ReceiveCredit()
+    for _ in range(WINDOW_BYTES // MIN_FRAME_COST):
+        sender.spend(sender.room(1))
+        receiver.receive(1)
+    assert sender.room(1) == 0
+
+
 @given(st.lists(st.integers(1, WINDOW_BYTES), max_size=50))
 def test_credit_is_never_lost(sizes):
     sender, receiver = SendCredit(), ReceiveCredit()
     for size in sizes:
-        part = min(size, sender.available)
+        part = sender.room(size)
+        assert 0 < part <= size  # all that was taken has been granted again, but for less than one grant
         sender.spend(part)
         receiver.receive(part)
         if granted := receiver.consume(part):
             sender.grant(granted)
-    assert sender.available > WINDOW_BYTES - GRANT_BYTES
+    assert sender.room(WINDOW_BYTES) > WINDOW_BYTES - GRANT_BYTES
 
 
 def test_requests_round_trip():
@@ -167,3 +177,19 @@ def test_any_request_payload_decodes_or_is_refused(payload):
         decode_request(payload)
     except ProtocolError:
         pass
+
+
+@pytest.mark.parametrize("argv", [["a\udcff"], ["x" * 70_000]], ids=["not UTF-8", "too long"])
+def test_words_that_cannot_be_sent_are_the_users_error(argv):
+    with pytest.raises(InputError, match="cannot send"):
+        encode_payload(ExecRequest(argv=argv))
+
+
+@pytest.mark.parametrize("status", [-1, 256])
+def test_exit_status_of_a_liar(status):
+    with pytest.raises(RemoteProtocolError):
+        decode_payload(Exit, b'{"status":%d}' % status)
+
+
+def test_messages_of_a_liar_are_harmless_to_a_terminal():
+    assert Failure(code="x", message="\x1b[2Jcannot\n\r").text == "?[2Jcannot??"

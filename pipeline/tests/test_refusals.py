@@ -2,6 +2,8 @@
 """Who is refused, by whom, and that nothing is said before: each of these must end without a command having run."""
 
 import asyncio
+import contextlib
+import dataclasses
 import os
 import subprocess
 
@@ -11,16 +13,17 @@ from enclavekit_core import fabric, tls
 from enclavekit_core.address import UnixAddress, VsockAddress
 from enclavekit_core.aio import start_server
 from enclavekit_core.errors import VerificationError
-from enclavekit_core.streams import Listener
+from enclavekit_core.streams import Listener, connect
 from enclavekit_nsm.client import NsmClient
 from enclavekit_pipeline import client
 from enclavekit_pipeline.frames import Frame, FrameDecoder, Kind, encode
 from enclavekit_pipeline.handshake import NONCE_BYTES, ServerHandshake
 from enclavekit_pipeline.identity import Identity
+from enclavekit_pipeline.reception import MAX_STRANGERS
 from enclavekit_pipeline.requests import ExecRequest
 from enclavekit_pipeline.trust import build_trust
 
-from .conftest import BIN, CID, PCRS, emulated_nsm
+from .conftest import BIN, CID, PCRS, emulated_nsm, listening
 
 TRUE = ("exec", "--system", CID, "--", "true")
 
@@ -59,6 +62,8 @@ def test_development_root_must_be_named(enclave):
 
 
 def test_nobody_listening(enclave):
+    host = enclave.environment[fabric.RUNTIME_DIR_VARIABLE]
+    fabric.write_record(f"{host}/registry/21.json", {"cid": 21, "transport": "fabric"})
     done = enclave.run("exec", "--connect-timeout", "0.1", 21, "--", "true")
     complaint(done)
 
@@ -157,19 +162,60 @@ async def test_debug_enclave_is_refused(inside, tmp_path):
     assert impostor.seen == [Kind.HELLO]
 
 
-def test_silent_and_garbled_callers_do_not_disturb_others(enclave):
-    os.environ[fabric.RUNTIME_DIR_VARIABLE] = enclave.environment[fabric.RUNTIME_DIR_VARIABLE]
-    try:
-        from enclavekit_core.streams import connect
+def stranger(enclave):
+    """Connect to the listener as the host does; the caller says what it likes, or nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(fabric.RUNTIME_DIR_VARIABLE, enclave.environment[fabric.RUNTIME_DIR_VARIABLE])
+        return connect(VsockAddress(CID, 53000))
 
-        silent = connect(VsockAddress(CID, 53000))
-        garbled = connect(VsockAddress(CID, 53000))
+
+def test_silent_and_garbled_callers_do_not_disturb_others(enclave):
+    with stranger(enclave), stranger(enclave) as garbled:
         garbled.sendall(os.urandom(4096))
         assert enclave.run(*TRUE).returncode == 0
-        silent.close()
-        garbled.close()
-    finally:
-        del os.environ[fabric.RUNTIME_DIR_VARIABLE]
+
+
+def test_crowd_at_the_door_is_cut_off_and_keeps_nobody_out(enclave):
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(stranger(enclave)) for _ in range(MAX_STRANGERS * 2)]
+        assert enclave.run(*TRUE).returncode == 0
+        crowd[0].settimeout(20)
+        assert crowd[0].recv(1) == b""  # the first of them had to go
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [Frame(Kind.OPEN, b'{"verb":"exec","argv":["true"]}', 1)],
+        [Frame(Kind.AUTH, b"{}")],
+        [Frame(Kind.HELLO, b'{"version":99,"nonce":"' + b"00" * 32 + b'"}')],
+        [
+            Frame(Kind.HELLO, b'{"version":1,"nonce":"' + b"00" * 32 + b'"}'),
+            Frame(Kind.OPEN, b'{"verb":"exec","argv":["true"]}', 1),
+        ],
+    ],
+    ids=["no handshake", "no hello", "other version", "no proof"],
+)
+def test_listener_does_nothing_for_who_skips_a_step(enclave, frames):
+    with tls.attested_client_context().wrap_socket(stranger(enclave), server_hostname="enclave") as sock:
+        sock.settimeout(20)
+        sock.sendall(b"".join(map(encode, frames)))
+        decoder, got = FrameDecoder(), []
+        while data := sock.recv(65536):
+            got += decoder.feed(data)
+    assert [frame.kind for frame in got if frame.kind is not Kind.EVIDENCE] == [Kind.ERROR]
+
+
+def test_enclave_without_evidence_says_so(inside, tmp_path):
+    """A listener whose NSM fails refuses callers in words and lives on."""
+    nsm = str(tmp_path / "nsm")
+    with emulated_nsm(nsm, str(inside.directory / "state"), faults=("failing",)):
+        failing = dataclasses.replace(inside, nsm_path=nsm, directory=tmp_path)
+        with listening(failing, [{"name": "a", "allow": ["exec"], "spki_sha256": "ab" * 32}], cid=22):
+            words = [BIN / "pipeline", "exec", *inside.flags(), "22", "--", "true"]
+            for _ in range(2):
+                done = subprocess.run(words, env=inside.environment, capture_output=True, timeout=60)
+                assert "cannot get a document" in complaint(done)
 
 
 async def test_two_callers_at_once(enclave):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import InputError, describe_cause
 
+from enclavekit_pipeline.pipes import InputPipe, OutputPipe
 from enclavekit_pipeline.requests import ExecRequest, Exit
 from enclavekit_pipeline.root import Root
 
@@ -25,14 +26,30 @@ class Child:
     """A running process and our ends of its pipes; `stdin` is None where it reads /dev/null."""
 
     process: subprocess.Popen[bytes]
-    stdin: int | None
-    stdout: int
-    stderr: int
+    stdin: InputPipe | None
+    stdout: OutputPipe
+    stderr: OutputPipe
+
+    def wait(self) -> None:
+        """Block until the process has ended, and leave it unreaped: its number, which is its group's, stays ours."""
+        with contextlib.suppress(ChildProcessError):  # reaped meanwhile, by whoever gave the command up
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Signal the whole session's process group; harmless once it has ended."""
+        """Signal the process group; not after `reap`, when the number may be somebody else's."""
+        if self.process.returncode is not None:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, number)
+
+    def reap(self) -> int:
+        """Return the exit status as subprocess has it; blocks if the process still runs."""
+        return self.process.wait()
+
+    def close(self) -> None:
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def spawn(request: ExecRequest, root: Root) -> Child:
@@ -42,7 +59,7 @@ def spawn(request: ExecRequest, root: Root) -> Child:
     directory = request.directory or "/"
 
     def enter() -> None:
-        # runs in the child between fork and exec: system calls only
+        # runs in the child between fork and exec, while other threads may have held any lock: system calls only
         if root.path != "/":
             os.fchdir(root.descriptor)
             os.chroot(".")
@@ -52,29 +69,34 @@ def spawn(request: ExecRequest, root: Root) -> Child:
             os.setgid(gid)
             os.setuid(uid)
 
-    pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
-    (in_read, in_write), (out_read, out_write), (err_read, err_write) = pipes
-    try:
-        process = subprocess.Popen(
-            request.argv,
-            stdin=in_read if request.stdin else subprocess.DEVNULL,
-            stdout=out_write,
-            stderr=err_write,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=enter,
-        )
-    except (OSError, subprocess.SubprocessError) as exc:
-        for descriptor in (in_write, out_read, err_read):
-            os.close(descriptor)
-        cause = f"cannot enter {directory}, or become the user" if not isinstance(exc, OSError) else describe_cause(exc)
-        raise InputError("run", repr(request.argv[0]), cause) from exc
-    finally:
-        for descriptor in (in_read, out_write, err_write):
-            os.close(descriptor)
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        pipes: list[tuple[int, int]] = []  # ours, the command's
+        for _ in range(3):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            mine, its = (write, read) if not pipes else (read, write)
+            ours.callback(os.close, mine)
+            theirs.callback(os.close, its)
+            pipes.append((mine, its))
+        try:
+            process = subprocess.Popen(
+                request.argv,
+                stdin=pipes[0][1] if request.stdin else subprocess.DEVNULL,
+                stdout=pipes[1][1],
+                stderr=pipes[2][1],
+                env=environment,
+                start_new_session=True,
+                preexec_fn=enter,
+            )
+        except OSError as exc:
+            raise InputError("run", repr(request.argv[0]), describe_cause(exc)) from exc
+        except subprocess.SubprocessError as exc:
+            cause = f"cannot enter {directory}, or become the user"  # all that the child tells of its own failure
+            raise InputError("run", repr(request.argv[0]), cause) from exc
+        ours.pop_all()
+    stdin = InputPipe(pipes[0][0])
     if not request.stdin:
-        os.close(in_write)
-    return Child(process, in_write if request.stdin else None, out_read, err_read)
+        stdin.close()
+    return Child(process, stdin if request.stdin else None, OutputPipe(pipes[1][0]), OutputPipe(pipes[2][0]))
 
 
 def exit_of(returncode: int, *, timed_out: bool) -> Exit:

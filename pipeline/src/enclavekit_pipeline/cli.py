@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
-from enclavekit_core.address import MIN_ENCLAVE_CID, VsockAddress, parse_cid
+from enclavekit_core.address import MAX_U32, MIN_ENCLAVE_CID, VsockAddress, parse_cid
 from enclavekit_core.cli import run_command
 from enclavekit_core.errors import ConfigError, EnclavekitError, TransportError
 
@@ -19,17 +20,37 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 53000
 DEFAULT_CONNECT_TIMEOUT_S = 10.0
 EXEC_FAILURE = 255  # as ssh: 0..254 belong to the command in the enclave
+USAGE_ERROR = 2  # argparse
+TERMINATED = 128 + signal.SIGTERM
+MAX_TIMEOUT_S = 10**9
 EXEC_EPILOG = """\
-exit codes: the command's own; 128+n if signal n ended it; 255 if it could not be run at all.
 Everything after -- is the command, word by word; no shell is involved unless you name one.
+exit codes: the command's own; 128+n if signal n ended it; 255 if it could not be run at all.
+With --timeout: 143 if it had to be ended, 137 if that took KILL, 124 if it then claimed to be done.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        args = parse_words(words)
+    except SystemExit as exc:
+        # 2 would be the command's own, say grep's
+        return EXEC_FAILURE if exc.code == USAGE_ERROR and words[:1] == ["exec"] else int(exc.code or 0)
     if args.command == "exec":
         return run_command("pipeline", lambda: as_exec_failure(args))
     return run_command("pipeline", lambda: int(args.run(args)))
+
+
+def parse_words(words: list[str]) -> argparse.Namespace:
+    """Parse the command line; for exec everything after the first -- is the command, whatever it looks like."""
+    command: list[str] = []
+    if words[:1] == ["exec"] and "--" in words:
+        middle = words.index("--")
+        words, command = words[:middle], words[middle + 1 :]
+    args = build_parser().parse_args(words)
+    args.argv = command
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "exec",
         help="run a command in an enclave",
+        usage="pipeline exec [flags] CID [flags] -- COMMAND [ARG ...]",
         epilog=EXEC_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,9 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("-e", "--env", action="append", default=[], metavar="K=V", help="environment; repeatable")
     run.add_argument("-w", "--workdir", metavar="DIR", help="working directory (default: /)")
     run.add_argument("-u", "--user", metavar="USER", help="name or uid, with :group if wanted (default: root)")
-    run.add_argument("--timeout", type=float, metavar="S", help="end the command after S seconds (exit 143 or 137)")
+    run.add_argument("--timeout", type=seconds, metavar="S", help="end the command after S seconds")
     run.add_argument("cid", metavar="CID", help="of the enclave")
-    run.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- COMMAND ...")
     run.set_defaults(run=run_exec)
 
     copy = commands.add_parser("cp", help="copy a file into or out of an enclave")
@@ -66,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     keygen.set_defaults(run=run_keygen)
 
     listen = commands.add_parser("listen", help="serve exec and cp (in the enclave)")
-    listen.add_argument("--port", type=int, default=DEFAULT_PORT, help="vsock port (default: %(default)s)")
+    listen.add_argument("--port", type=port_number, default=DEFAULT_PORT, help="vsock port (default: %(default)s)")
     listen.add_argument(
         "--clients", default="/etc/enclavekit/clients.yaml", metavar="FILE", help="who may enter (default: %(default)s)"
     )
@@ -86,7 +107,7 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
     expect.add_argument("--eif", metavar="FILE", help="that it runs this image (or $PIPELINE_EIF)")
     expect.add_argument("--policy", metavar="FILE", help="that it meets this policy (or $PIPELINE_POLICY)")
     expect.add_argument("--pcr", action="append", default=[], metavar="N=HEX", help="that PCR N is this; repeatable")
-    expect.add_argument("--max-age", type=float, metavar="S", help="oldest evidence accepted, seconds")
+    expect.add_argument("--max-age", type=seconds, metavar="S", help="oldest evidence accepted, seconds")
     caller = parser.add_argument_group("who we are")
     caller.add_argument(
         "--identity", metavar="PREFIX", help="PREFIX.key and PREFIX.crt of keygen (or $PIPELINE_IDENTITY)"
@@ -98,15 +119,31 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PEM",
         help="trust this root instead of AWS's: emulated enclaves (or $PIPELINE_INSECURE_DEV_ROOT)",
     )
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="vsock port (default: %(default)s)")
+    parser.add_argument("--port", type=port_number, default=DEFAULT_PORT, help="vsock port (default: %(default)s)")
     parser.add_argument(
         "--connect-timeout",
-        type=float,
+        type=seconds,
         default=DEFAULT_CONNECT_TIMEOUT_S,
         metavar="S",
         help="keep trying to connect for S seconds (default: %(default)s)",
     )
     parser.add_argument("--system", action="store_true", help="act on the framework's root, not the app's")
+
+
+def port_number(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= MAX_U32:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to {MAX_U32}")
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < MAX_TIMEOUT_S:  # nan is not either
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
 
 
 def as_exec_failure(args: argparse.Namespace) -> int:
@@ -119,8 +156,7 @@ def as_exec_failure(args: argparse.Namespace) -> int:
 
 
 def run_exec(args: argparse.Namespace) -> int:
-    argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
-    if not argv:
+    if not args.argv:
         raise ConfigError("exec", "", "it names no command after --")
     environment = {}
     for setting in args.env:
@@ -128,13 +164,11 @@ def run_exec(args: argparse.Namespace) -> int:
         if not name or not separator:
             raise ConfigError("--env", "", f"{setting!r} is not K=V")
         environment[name] = value
-    if args.timeout is not None and args.timeout <= 0:
-        raise ConfigError("--timeout", "", "it is not a positive number of seconds")
     from enclavekit_pipeline.exec_client import run_exec as run
     from enclavekit_pipeline.requests import ExecRequest
 
     request = ExecRequest(
-        argv=argv,
+        argv=args.argv,
         stdin=args.interactive,
         environment=environment,
         directory=args.workdir,
@@ -151,6 +185,8 @@ def run_copy(args: argparse.Namespace) -> int:
         raise ConfigError("cp", "", "exactly one side must be CID:PATH")
     from enclavekit_pipeline.copy_client import copy_in, copy_out
 
+    # an exception, so that what is half-made is removed on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     if target is not None:
         cid, path = target
         asyncio.run(copy_in(make_target(args, cid), args.source, path, system=args.system))

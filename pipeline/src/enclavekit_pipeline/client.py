@@ -7,24 +7,25 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from enclavekit_attestation.binding import spki_sha256_of
 from enclavekit_core import aio, tls
 from enclavekit_core.address import VsockAddress
-from enclavekit_core.errors import RemoteProtocolError, TransportError
+from enclavekit_core.errors import InputError, RemoteProtocolError, TransportError, VerificationError
 
 from enclavekit_pipeline.frames import Frame, Kind
 from enclavekit_pipeline.handshake import NONCE_BYTES, ClientHandshake, proof_bytes
 from enclavekit_pipeline.identity import Identity
 from enclavekit_pipeline.mux import Connection, Stream
-from enclavekit_pipeline.requests import Failure, Message, decode_payload, encode_payload
+from enclavekit_pipeline.requests import CODE_INPUT, Failure, Message, decode_payload, encode_payload
 from enclavekit_pipeline.trust import Trust
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.02, 0.5
 HANDSHAKE_TIMEOUT_S = 30.0
 REQUEST_STREAM = 1
+LOG_VARIABLE = "ENCLAVEKIT_LOG"  # set: our decisions are logged too; a command that works is silent otherwise
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Target:
 
 class RequestRefused(RemoteProtocolError):
     """The enclave said no, or could not; the text is its own."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        if failure.code == CODE_INPUT:
+            self.exit_code = InputError.exit_code
 
 
 @contextlib.asynccontextmanager
@@ -79,8 +85,9 @@ async def connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamW
             return await aio.open_stream(
                 target.address, tls=tls.attested_client_context(), timeout_s=max(remaining, FIRST_RETRY_S)
             )
-        except TransportError:
-            if remaining <= pause:
+        except TransportError as exc:
+            # nothing of ours has been said yet; what is not "nobody is listening" does not get better by waiting
+            if remaining <= pause or not isinstance(exc.__cause__, (ConnectionRefusedError, ConnectionResetError)):
                 raise
         await asyncio.sleep(pause)
         pause = min(2 * pause, LAST_RETRY_S)
@@ -90,19 +97,37 @@ async def shake_hands(connection: Connection, writer: asyncio.StreamWriter, targ
     """Verify the enclave, then show who we are; return the name it knows us by."""
     certificate = tls.peer_certificate_der(writer.get_extra_info("ssl_object"))
     handshake = ClientHandshake(os.urandom(NONCE_BYTES))
+    decided = decision_log(target)
     await connection.send(handshake.hello())
     evidence = handshake.receive_evidence(await connection.read_frame())
-    target.trust.verify(evidence.document, handshake.nonce, certificate)
+    try:
+        verified = target.trust.verify(evidence.document, handshake.nonce, certificate)
+    except VerificationError as exc:
+        decided("enclave refused", reason=exc.reason)
+        raise
+    decided("enclave verified", module=verified.module_id, pcrs=verified.compared_pcrs, debug=verified.debug)
     signed = proof_bytes(spki_sha256_of(certificate), handshake.nonce, evidence.server_nonce)
     await connection.send(handshake.auth(target.identity.certificate_der, target.identity.sign(signed)))
-    return handshake.receive_accept(await connection.read_frame())
+    name = handshake.receive_accept(await connection.read_frame())
+    decided("let in", client=name)
+    return name
+
+
+def decision_log(target: Target) -> Callable[..., None]:
+    """Return what logs a decision; does nothing unless ENCLAVEKIT_LOG is set."""
+    if LOG_VARIABLE not in os.environ:
+        return lambda event, **fields: None
+    from enclavekit_core import logs
+
+    logs.configure()
+    return logs.get_logger("pipeline").bind(enclave=str(target.address)).info
 
 
 async def receive(stream: Stream, *wanted: Kind) -> Frame:
     """Return the next frame if it is of a wanted kind. Raises RequestRefused with the enclave's words for an ERROR."""
     frame = await stream.receive()
     if frame.kind is Kind.ERROR:
-        raise RequestRefused(decode_payload(Failure, frame.payload).message)
+        raise RequestRefused(decode_payload(Failure, frame.payload))
     if frame.kind not in wanted:
         raise RemoteProtocolError(f"cannot read frame: {frame.kind.name} where {wanted[0].name} is due")
     return frame

@@ -8,7 +8,7 @@ reading the file.
           -----BEGIN CERTIFICATE-----
           ...
         allow: [exec, cp-in, cp-out]
-        commands: [[ls, ...], [cat, /data/*]]   # absent: any; word by word, shell patterns; `...` last: any more words
+        commands: [[ls, ...], [cat, "/data/*"]] # absent: any; word by word, shell patterns; `...` last: any more words
         read: [/data]                           # absent: any path
         write: [/data/in]                       # absent: any path
         system: false                           # may act on the framework's root as well
@@ -19,9 +19,10 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import hmac
+import posixpath
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -62,12 +63,16 @@ class Clients:
 
     def __init__(self, entries: ClientList, source: str) -> None:
         self._by_key: dict[bytes, Grant] = {}
+        if not entries.clients:
+            raise ConfigError(source, "clients", "it names nobody")
         for grant in entries.clients:
+            if [other.name for other in entries.clients].count(grant.name) > 1:
+                raise ConfigError(source, grant.name, "two clients have this name")
             if unknown := set(grant.allow) - set(VERBS):
                 raise ConfigError(source, grant.name, f"allow: {min(unknown)!r} is none of {', '.join(VERBS)}")
             for prefix in (*(grant.read or ()), *(grant.write or ())):
-                if not prefix.startswith("/"):
-                    raise ConfigError(source, grant.name, f"path {prefix!r} is not absolute")
+                if not prefix.startswith("/") or posixpath.normpath(prefix) != (prefix.rstrip("/") or "/"):
+                    raise ConfigError(source, grant.name, f"path {prefix!r} is not absolute and plain")
             key = _key_of(grant, source)
             if key in self._by_key:
                 raise ConfigError(source, grant.name, f"it has the key of {self._by_key[key].name}")
@@ -86,7 +91,8 @@ class Clients:
         try:
             certificate = x509.load_der_x509_certificate(certificate_der)
             key = certificate.public_key()
-        except (ValueError, TypeError) as exc:
+            claimed = _name_of(certificate)
+        except Exception as exc:  # a stranger's bytes: whichever exception the parser picks, it is no certificate
             raise VerificationError("the caller", "the certificate is not one") from exc
         try:
             if isinstance(key, ec.EllipticCurvePublicKey):
@@ -95,15 +101,13 @@ class Clients:
                 key.verify(signature, signed)
             else:
                 raise VerificationError("the caller", "neither an EC nor an Ed25519 key")
-        except InvalidSignature as exc:
+        except (InvalidSignature, UnsupportedAlgorithm) as exc:
             raise VerificationError("the caller", "the signature is not by the certificate's key") from exc
         spki = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
         for known, grant in self._by_key.items():
             if hmac.compare_digest(known, spki):
                 return grant
-        raise VerificationError(
-            "the caller", f"the enclave's list has no client {_name_of(certificate)!r} with this key"
-        )
+        raise VerificationError("the caller", f"the enclave's list has no client {claimed!r} with this key")
 
 
 def check_request(grant: Grant, request: Request) -> None:
@@ -137,9 +141,12 @@ def _matches(pattern: list[str], argv: list[str]) -> bool:
     if pattern and pattern[-1] == ANY_MORE:
         pattern = pattern[:-1]
         argv = argv[: len(pattern)]
-    return len(argv) == len(pattern) and all(
-        fnmatch.fnmatchcase(word, wanted) for word, wanted in zip(argv, pattern, strict=True)
-    )
+    return len(argv) == len(pattern) and all(map(_word_matches, argv, pattern))
+
+
+def _word_matches(word: str, wanted: str) -> bool:
+    # `/data/*` is meant to stay below /data: no pattern stands for `..`, which has to be in the list as it is
+    return word == wanted or (".." not in word.split("/") and fnmatch.fnmatchcase(word, wanted))
 
 
 def _key_of(grant: Grant, source: str) -> bytes:
@@ -151,10 +158,11 @@ def _key_of(grant: Grant, source: str) -> bytes:
             if len(key) != hashlib.sha256().digest_size:
                 raise ValueError
             return key
-        certificate = x509.load_pem_x509_certificate((grant.certificate or "").encode())
-        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        return hashlib.sha256(spki).digest()
-    except ValueError as exc:
+        public = x509.load_pem_x509_certificate((grant.certificate or "").encode()).public_key()
+        if not isinstance(public, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
+            raise ConfigError(source, grant.name, "its key is neither EC nor Ed25519")
+        return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+    except (ValueError, UnsupportedAlgorithm) as exc:
         raise ConfigError(source, grant.name, "its certificate or key hash is malformed") from exc
 
 

@@ -83,6 +83,7 @@ async def copy_in(target: Target, local: str, remote: str, *, system: bool) -> i
             finally:
                 sending.cancel()
                 answer.cancel()
+                await asyncio.gather(sending, answer, return_exceptions=True)
     finally:
         os.close(source.descriptor)
 
@@ -105,7 +106,7 @@ async def copy_out(target: Target, remote: str, local: str, *, system: bool) -> 
         if local == STANDARD_STREAM:
             return await receive_to_stdout(stream, remote)
         try:
-            file = await asyncio.to_thread(open_destination, local, opened.name)
+            file = await asyncio.to_thread(open_destination, local, remote)
         except OSError as exc:
             raise InputError("copy", local, describe_cause(exc)) from exc
         try:
@@ -122,14 +123,14 @@ async def copy_out(target: Target, remote: str, local: str, *, system: bool) -> 
             file.close()
 
 
-def open_destination(path: str, name: str) -> PartialFile:
-    """Raises OSError, or RemoteProtocolError for a name that would lead elsewhere."""
-    if os.path.isdir(path):
-        if "/" in name or "\0" in name or name in ("", ".", ".."):
-            raise RemoteProtocolError(f"cannot copy to {path}: the enclave calls the file {name!r}")
-        directory = path
-    else:
-        directory, name = os.path.split(path)
+def open_destination(path: str, remote: str) -> PartialFile:
+    """Raises OSError, or InputError if `remote` has no name that a file here could get.
+
+    In a directory the file gets the name that the user asked for: one chosen by the enclave might be `.bashrc`.
+    """
+    directory, name = (path, os.path.basename(remote)) if os.path.isdir(path) else os.path.split(path)
+    if name in ("", ".", ".."):
+        raise InputError("copy to", path, "the file would have no name there")
     descriptor = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return PartialFile(descriptor, name)

@@ -7,8 +7,11 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+
+from enclavekit_core.errors import InputError, describe_cause
 
 from enclavekit_pipeline.client import Target, open_request, receive
 from enclavekit_pipeline.frames import MAX_PAYLOAD_BYTES, Kind
@@ -17,11 +20,12 @@ from enclavekit_pipeline.requests import ExecRequest, Exit, decode_payload
 
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 STDIN, STDOUT, STDERR = 0, 1, 2
+TIMED_OUT = 124  # as timeout(1)
 TARGETS = {Kind.STDOUT: STDOUT, Kind.STDERR: STDERR}
 
 
 async def run_exec(target: Target, request: ExecRequest) -> int:
-    """Run the command and return its exit status. Raises what `open_request` raises."""
+    """Run the command and return its exit status. Raises InputError and what `open_request` raises."""
     async with open_request(target, request) as stream:
         await receive(stream, Kind.OPENED)
         background: set[asyncio.Task[None]] = set()
@@ -33,22 +37,36 @@ async def run_exec(target: Target, request: ExecRequest) -> int:
             finally:
                 for task in background:
                     task.cancel()
+                await asyncio.gather(*background, return_exceptions=True)
 
 
 async def take_output(stream: Stream) -> int:
     while True:
         frame = await receive(stream, Kind.EXIT, Kind.STDOUT, Kind.STDERR)
         if frame.kind is Kind.EXIT:
-            return decode_payload(Exit, frame.payload).status
+            return status_of(decode_payload(Exit, frame.payload))
         if frame.payload:
             await asyncio.to_thread(write_all, TARGETS[frame.kind], frame.payload)
             await stream.consumed(frame)
 
 
+def status_of(ended: Exit) -> int:
+    if not ended.timed_out:
+        return ended.status
+    print("pipeline: the command was stopped: it took longer than --timeout", file=sys.stderr)
+    # one that catches TERM and ends well has not done its work all the same
+    return ended.status or TIMED_OUT
+
+
 def write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except BrokenPipeError:
+        raise  # whoever read our output has left; no error of ours
+    except OSError as exc:
+        raise InputError("write", "the command's output", describe_cause(exc)) from exc
 
 
 async def send_stdin(stream: Stream) -> None:
@@ -81,7 +99,7 @@ async def send_stdin(stream: Stream) -> None:
 
 @contextlib.contextmanager
 def forwarded_signals(stream: Stream, background: set[asyncio.Task[None]]) -> Iterator[None]:
-    """Send our signals to the command; the second Ctrl-C ends us as well, in case the enclave does not answer."""
+    """Send our signals to the command; from the third of a kind on they end us, in case the enclave does not answer."""
     loop = asyncio.get_running_loop()
     seen: set[int] = set()
 

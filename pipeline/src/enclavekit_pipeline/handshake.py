@@ -96,7 +96,7 @@ class ClientHandshake:
     def _refuse_other(self, frame: Frame, wanted: Kind) -> None:
         if frame.kind is Kind.ERROR:
             self.state = State.FAILED
-            raise RemoteProtocolError(decode_payload(Failure, frame.payload).message)
+            raise RemoteProtocolError(decode_payload(Failure, frame.payload).text)
         if frame.kind is not wanted or frame.stream:
             raise self._fail(f"{frame.kind.name} where {wanted.name} is due")
 

@@ -61,11 +61,7 @@ def generate(name: str, directory: str) -> tuple[str, str]:
     from cryptography.hazmat.primitives.asymmetric import ed25519
 
     if not NAME.fullmatch(name):
-        raise InputError(
-            "make identity",
-            repr(name),
-            "a name is 1 to 64 of A-Z a-z 0-9 . _ @ -, beginning with one of the first three",
-        )
+        raise InputError("make identity", repr(name), NAME_RULE)
     key = ed25519.Ed25519PrivateKey.generate()
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)

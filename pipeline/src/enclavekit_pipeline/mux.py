@@ -24,7 +24,9 @@ from enclavekit_pipeline.frames import (
 )
 
 READ_BYTES = 256 * 1024
-MAX_QUEUED_FRAMES = 4096  # data is bounded by credit; this bounds what has none
+MAX_STREAMS = 64  # open at once on one connection; more is an attack or a bug
+MAX_OTHER_FRAMES = 64  # queued at once on a stream; data is bounded by credit, this bounds what has none
+CLOSE_TIMEOUT_S = 2.0  # for the peer's part in ending TLS, which it may never do
 
 
 class Stream:
@@ -37,23 +39,23 @@ class Stream:
         self._send = {kind: SendCredit() for kind in DATA_KINDS}
         self._receive = {kind: ReceiveCredit() for kind in DATA_KINDS}
         self._granted = asyncio.Event()
+        self._ended: set[Kind] = set()
+        self._others = 0
 
     async def send(self, kind: Kind, payload: bytes = b"") -> None:
         await self._connection.send(Frame(kind, payload, self.number))
 
     async def send_data(self, kind: Kind, data: bytes) -> None:
         """Send data as fast as the peer takes it."""
-        view = memoryview(data)
+        credit, view = self._send[kind], memoryview(data)
         while view:
-            credit = self._send[kind]
-            while not credit.available:
+            while not (room := credit.room(min(len(view), MAX_PAYLOAD_BYTES))):
                 self._granted.clear()
                 self._connection.check_open()
                 await self._granted.wait()
                 self._connection.check_open()
-            part = bytes(view[: min(credit.available, MAX_PAYLOAD_BYTES)])
-            credit.spend(len(part))
-            view = view[len(part) :]
+            part, view = bytes(view[:room]), view[room:]
+            credit.spend(room)
             await self._connection.send(Frame(kind, part, self.number))
 
     async def send_end(self, kind: Kind) -> None:
@@ -65,10 +67,13 @@ class Stream:
         if frame is None:
             self._incoming.put_nowait(None)
             raise self._connection.failure()
+        self._others -= frame.kind not in DATA_KINDS
         return frame
 
     async def consumed(self, frame: Frame) -> None:
         """Say that the data of `frame` has been passed on, so that the peer may send more."""
+        if frame.end:
+            return  # the end is free, and nothing follows it
         if grant := self._receive[frame.kind].consume(len(frame.payload)):
             await self._connection.send_raw(encode_credit(self.number, frame.kind, grant))
 
@@ -80,9 +85,16 @@ class Stream:
             self._granted.set()
             return
         if frame.kind in DATA_KINDS:
-            self._receive[frame.kind].receive(len(frame.payload))
-        if self._incoming.qsize() >= MAX_QUEUED_FRAMES:
-            raise RemoteProtocolError("cannot read frame: too many at once")
+            if frame.kind in self._ended or (frame.end and frame.payload):
+                raise RemoteProtocolError(f"cannot read frame: {frame.kind.name} after or with its end")
+            if frame.end:
+                self._ended.add(frame.kind)
+            else:
+                self._receive[frame.kind].receive(len(frame.payload))
+        else:
+            self._others += 1
+            if self._others > MAX_OTHER_FRAMES:
+                raise RemoteProtocolError("cannot read frame: too many at once")
         self._incoming.put_nowait(frame)
 
     def end(self) -> None:
@@ -141,10 +153,6 @@ class Connection:
     def forget(self, stream: Stream) -> None:
         self._streams.pop(stream.number, None)
 
-    @property
-    def stream_count(self) -> int:
-        return len(self._streams)
-
     async def run(self, *, accept_streams: bool) -> None:
         """Deliver frames until the connection ends; its reason is then in `failure()`.
 
@@ -173,6 +181,8 @@ class Connection:
                 raise RemoteProtocolError(f"cannot read frame: stream {frame.stream} is open already")
             stream.deliver(frame)
         elif frame.kind is Kind.OPEN and accept_streams and frame.stream != CONTROL_STREAM:
+            if len(self._streams) >= MAX_STREAMS:
+                raise RemoteProtocolError(f"cannot read frame: more than {MAX_STREAMS} streams at once")
             self.opened.put_nowait((self.open_stream(frame.stream), frame))
         # else: for a stream that has just ended; the sender could not know yet
 
@@ -187,6 +197,13 @@ class Connection:
         return TransportError("keep the connection to", self._peer, self._error or "it was closed")
 
     async def close(self) -> None:
+        """End the connection; what was sent before still goes out, if the peer takes it in time."""
         self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._writer.wait_closed()
+        self.abort()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._writer.transport.abort()

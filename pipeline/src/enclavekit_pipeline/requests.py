@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
-from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
+from enclavekit_core.errors import InputError, RemoteProtocolError
 
 from enclavekit_pipeline.frames import MAX_PAYLOAD_BYTES
 
 MAX_PATH_CHARS = 4096  # PATH_MAX
 MAX_WORDS = 4096
-MAX_MODE = 0o7777
+MAX_MESSAGE_CHARS = 4000  # of an error; far below a frame
+CODE_DENIED = "denied"  # the list says no
+CODE_INPUT = "input"  # what was asked for cannot be: no such file, no such command
+CODE_BUSY = "busy"
+CODE_FAILED = "failed"  # anything else
+MAX_I64 = 2**63 - 1
+Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_I64)]
+Mode = Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
+Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=MAX_I64)]
 Value = TypeVar("Value")
 
 
@@ -54,8 +62,8 @@ class CopyInRequest(Message, frozen=True, tag="cp-in", tag_field="verb"):
     """Target; a directory takes the file under `name`."""
     name: str
     """The source's base name."""
-    mode: int
-    mtime_ns: int
+    mode: Mode
+    mtime_ns: Nanoseconds
     system: bool = False
 
 
@@ -70,14 +78,13 @@ Request = ExecRequest | CopyInRequest | CopyOutRequest
 class Opened(Message, frozen=True):
     """The request is under way. For cp-out: what the file is."""
 
-    name: str = ""
-    size: int = 0
-    mode: int = 0
-    mtime_ns: int = 0
+    size: Size = 0
+    mode: Mode = 0
+    mtime_ns: Nanoseconds = 0
 
 
 class Exit(Message, frozen=True):
-    status: int
+    status: Annotated[int, msgspec.Meta(ge=0, le=255)]
     """0..255, or 128+n if signal n ended it."""
     signal: int | None = None
     timed_out: bool = False
@@ -86,22 +93,31 @@ class Exit(Message, frozen=True):
 class Done(Message, frozen=True):
     """All of a file is there; the other side compares."""
 
-    sha256: str
-    size: int
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    size: Size
 
 
 class Failure(Message, frozen=True):
     code: str
-    """For machines: denied, not-found, refused, protocol, busy, system."""
+    """For machines: one of CODE_*; others may come to be."""
     message: str
     """`cannot <verb> <object>: <cause>`."""
 
+    @property
+    def text(self) -> str:
+        """The message, fit to be shown: an enclave that lies must not move the cursor of our terminal."""
+        shown = "".join(char if char.isprintable() else "?" for char in self.message[:MAX_MESSAGE_CHARS])
+        return shown or "cannot do that in the enclave: it does not say why"
+
 
 def encode_payload(message: Message) -> bytes:
-    """Return JSON. Raises LocalProtocolError if it does not fit into a frame."""
-    data = msgspec.json.encode(message)
+    """Return JSON. Raises InputError for words that are no text or too many."""
+    try:
+        data = msgspec.json.encode(message)
+    except UnicodeEncodeError as exc:
+        raise InputError("send", ascii(exc.object)[:200], "it is not UTF-8") from exc
     if len(data) > MAX_PAYLOAD_BYTES:
-        raise LocalProtocolError(f"cannot send request: {len(data)} bytes, the limit is {MAX_PAYLOAD_BYTES}")
+        raise InputError("send", "the request", f"it has {len(data)} bytes, the limit is {MAX_PAYLOAD_BYTES}")
     return data
 
 
@@ -127,8 +143,6 @@ def decode_request(data: bytes) -> Request:
                 raise RemoteProtocolError("cannot read frame: time-out out of range")
         case CopyInRequest():
             words = [request.path, request.name]
-            if not 0 <= request.mode <= MAX_MODE or request.mtime_ns < 0 or request.mtime_ns >= 2**63:
-                raise RemoteProtocolError("cannot read frame: mode or time out of range")
             if "/" in request.name or request.name in ("", ".", ".."):
                 raise RemoteProtocolError("cannot read frame: the name is not a file name")
         case CopyOutRequest():

@@ -18,6 +18,7 @@ from enclavekit_core.errors import InputError
 OPEN_HOW = struct.Struct("=QQQ")  # flags, mode, resolve: struct open_how, openat2(2)
 SYS_OPENAT2 = 437  # on every architecture
 RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 0x02, 0x10
+MAX_ID = 2**32 - 2  # the one above means "unchanged" to some calls
 MAX_ACCOUNT_FILE_BYTES = 1024 * 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -73,23 +74,34 @@ class Root:
 
         Raises: InputError.
         """
-        user, _, group = text.partition(":")
-        uid, gid, home = self._account("etc/passwd", user, text)
-        if group:
-            gid = int(group) if group.isdigit() else self._account("etc/group", group, text)[0]
+        user, colon, group = text.partition(":")
+        uid, gid, home = self._find("etc/passwd", user, text)
+        if colon:
+            gid = self._find("etc/group", group, text)[0]
         return uid, gid, home
 
-    def _account(self, file: str, name: str, text: str) -> tuple[int, int, str]:
+    def _find(self, file: str, name: str, text: str) -> tuple[int, int, str]:
+        """Return (id, group, home) of a line; a number needs no line. The app may have written anything into it."""
+        for line in self._lines(file):
+            fields = line.split(":")
+            number = _parse_id(fields[2]) if len(fields) > 3 else None
+            if number is None or (fields[0] != name and fields[2] != name):
+                continue
+            if len(fields) < 6:
+                return number, number, "/"
+            if (group := _parse_id(fields[3])) is not None:
+                return number, group, fields[5] or "/"
+        if (number := _parse_id(name)) is not None:
+            return number, number, "/"
+        raise InputError("run as", repr(text), f"there is no {name!r} in the enclave's /{file}")
+
+    def _lines(self, file: str) -> list[str]:
         try:
             with open(self.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as source:
-                lines = source.read(MAX_ACCOUNT_FILE_BYTES).decode(errors="replace").splitlines()
+                return (source.read(MAX_ACCOUNT_FILE_BYTES) or b"").decode(errors="replace").splitlines()
         except OSError:
-            lines = []
-        for line in lines:
-            fields = line.split(":")
-            if len(fields) > 3 and (fields[0] == name or (name.isdigit() and fields[2] == name)):
-                is_user = len(fields) > 5
-                return int(fields[2]), int(fields[3]) if is_user else int(fields[2]), fields[5] if is_user else "/"
-        if name.isascii() and name.isdigit():
-            return int(name), int(name), "/"
-        raise InputError("run as", repr(text), f"there is no {name!r} in the enclave's /{file}")
+            return []
+
+
+def _parse_id(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_ID else None

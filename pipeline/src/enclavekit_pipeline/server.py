@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pipeline listen`: accepts callers, proves the enclave to them, lets in whom the measured list names."""
+"""`pipeline listen`: proves the enclave to callers, lets in whom the list names, serves what it grants them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import asyncio
 import contextlib
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from enclavekit_attestation.binding import TlsIdentity, encode_binding
-from enclavekit_core import aio, logs, tls
+from enclavekit_core import logs, tls
 from enclavekit_core.address import CID_ANY, VsockAddress
-from enclavekit_core.errors import EnclavekitError, InputError, VerificationError, describe_cause
+from enclavekit_core.errors import ConfigError, DeviceError, EnclavekitError, InputError, VerificationError
 from enclavekit_core.peers import Peer
 from enclavekit_core.streams import Listener
 from enclavekit_nsm.client import NsmClient
@@ -22,19 +23,28 @@ from enclavekit_pipeline.clients import Clients, Grant, Refused, check_request
 from enclavekit_pipeline.frames import CONTROL_STREAM, Frame, Kind
 from enclavekit_pipeline.handshake import NONCE_BYTES, ServerHandshake, proof_bytes
 from enclavekit_pipeline.mux import Connection, Stream
-from enclavekit_pipeline.requests import ExecRequest, Failure, decode_request, encode_payload
+from enclavekit_pipeline.reception import Reception
+from enclavekit_pipeline.requests import (
+    CODE_BUSY,
+    CODE_DENIED,
+    CODE_FAILED,
+    CODE_INPUT,
+    MAX_MESSAGE_CHARS,
+    CopyInRequest,
+    CopyOutRequest,
+    ExecRequest,
+    Failure,
+    Request,
+    decode_request,
+    encode_payload,
+)
 from enclavekit_pipeline.root import Root
-from enclavekit_pipeline.server_requests import Workplace, serve_request
+from enclavekit_pipeline.serve_copy import serve_copy_in, serve_copy_out
+from enclavekit_pipeline.serve_exec import serve_exec
+from enclavekit_pipeline.workplace import MAX_THREADS, Workplace
 
 SERVICE = "pipeline"
-DEFAULT_PORT = 53000
-DEFAULT_CLIENTS = "/etc/enclavekit/clients.yaml"
-DEFAULT_ROOT = "/rootfs"
-HANDSHAKE_TIMEOUT_S = 20.0
-MAX_HANDSHAKES = 16  # each costs an NSM call, and the NSM takes one at a time
-MAX_CONNECTIONS = 64
-MAX_STREAMS = 64  # of one connection
-MAX_THREADS = 128  # each running command keeps one waiting
+MAX_SESSIONS = 64  # callers inside at once; each may have up to 3 MiB of credit per request
 
 log = logs.get_logger("pipeline")
 
@@ -45,45 +55,54 @@ class Server:
 
     identity: TlsIdentity
     nsm: NsmClient
+    nsm_thread: Executor
+    """One thread: the NSM takes one call at a time, and files must not wait behind it."""
     clients: Clients
     place: Workplace
+    sessions: int = 0
 
-    def __post_init__(self) -> None:
-        self._handshakes = asyncio.Semaphore(MAX_HANDSHAKES)
-        self._connections = 0
-
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
-        """Serve one connection; never raises."""
-        connection = Connection(reader, writer, peer.text)
-        self._connections += 1
+    async def handle(self, connection: Connection, peer: Peer, let_in: Callable[[], None]) -> None:
+        """Serve one connection; the caller closes it."""
         try:
-            if self._connections > MAX_CONNECTIONS:
-                await refuse(connection, "busy", "cannot enter the enclave: too many connections")
-                return
-            async with self._handshakes, asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                grant = await self._shake_hands(connection)
-            log.info("client let in", client=grant.name, peer=peer.text)
-            await self._serve_streams(connection, grant)
-            log.info("client gone", client=grant.name)
+            grant = await self._shake_hands(connection, let_in)
         except VerificationError as exc:
             log.warning("client refused", peer=peer.text, reason=exc.reason)
-            await refuse(connection, "denied", f"cannot enter the enclave: {exc.reason}")
-        except (EnclavekitError, TimeoutError) as exc:
-            log.info("connection ended early", peer=peer.text, reason=describe_cause(exc))
-            await refuse(connection, "protocol", str(exc) or "cannot shake hands: timed out")
+            await refuse(connection, CODE_DENIED, f"cannot enter the enclave: {exc.reason}")
+            return
+        except Refused as exc:
+            log.warning("client turned away", peer=peer.text, reason=str(exc))
+            await refuse(connection, CODE_BUSY, f"cannot enter the enclave: {exc}")
+            return
+        except DeviceError as exc:
+            log.error("no evidence", peer=peer.text, reason=str(exc))
+            await refuse(connection, CODE_FAILED, str(exc))
+            return
+        except EnclavekitError as exc:
+            log.info("handshake ended early", peer=peer.text, reason=str(exc))
+            await refuse(connection, CODE_FAILED, str(exc))
+            return
+        log.info("client let in", client=grant.name, peer=peer.text)
+        self.sessions += 1
+        try:
+            await self._serve_streams(connection, grant)
         finally:
-            self._connections -= 1
-            await connection.close()
+            self.sessions -= 1
+            log.info("client gone", client=grant.name)
 
-    async def _shake_hands(self, connection: Connection) -> Grant:
+    async def _shake_hands(self, connection: Connection, let_in: Callable[[], None]) -> Grant:
         handshake = ServerHandshake(os.urandom(NONCE_BYTES))
         nonce = handshake.receive_hello(await connection.read_frame())
         binding = encode_binding(SERVICE, self.identity.spki_sha256)
-        document = await self.place.in_thread(self.nsm.attestation, binding, nonce, self.identity.spki_der)
+        document = await asyncio.get_running_loop().run_in_executor(
+            self.nsm_thread, self.nsm.attestation, binding, nonce, self.identity.spki_der
+        )
         await connection.send(handshake.evidence(document))
         proof = handshake.receive_auth(await connection.read_frame())
         signed = proof_bytes(self.identity.spki_sha256, nonce, handshake.nonce)
         grant = self.clients.authenticate(proof.certificate_der, proof.signature, signed)
+        if self.sessions >= MAX_SESSIONS:
+            raise Refused(f"{MAX_SESSIONS} callers are inside already")
+        let_in()
         await connection.send(handshake.accept(grant.name))
         return grant
 
@@ -106,72 +125,84 @@ class Server:
         """Serve one request; its failure is the caller's to hear, not the connection's end."""
         what: dict[str, object] = {"client": grant.name}
         try:
-            if connection.stream_count > MAX_STREAMS:
-                raise Refused("too many requests at once")
             request = decode_request(frame.payload)
             # argv[0] only: what follows may be a secret
             target = request.argv[0] if isinstance(request, ExecRequest) else request.path
-            what |= {"verb": type(request).__name__, "target": target, "system": request.system}
+            what |= {"verb": type(request).__struct_config__.tag, "target": target, "system": request.system}
             check_request(grant, request)
             log.info("request allowed", **what)
-            outcome = await serve_request(request, grant, stream, self.place)
+            outcome = await self._carry_out(request, grant, stream)
             log.info("request done", outcome=outcome, **what)
         except Refused as exc:
             log.warning("request refused", reason=str(exc), **what)
-            await fail(stream, "denied", f"cannot do that in the enclave: {exc}")
+            await fail(stream, CODE_DENIED, f"cannot do that in the enclave: {exc}")
         except InputError as exc:
             log.info("request failed", reason=exc.reason, **what)
-            await fail(stream, "system", str(exc))
+            await fail(stream, CODE_INPUT, str(exc))
         except EnclavekitError as exc:
             log.info("request cut", reason=str(exc), **what)
-            await fail(stream, "protocol", str(exc))
+            await fail(stream, CODE_FAILED, str(exc))
+        except Exception:  # a bug of ours, or the system's last word: one request's affair, and the log's
+            log.exception("request broken", **what)
+            await fail(stream, CODE_FAILED, "cannot do that in the enclave: it failed inside, see its log")
         finally:
             connection.forget(stream)
+
+    async def _carry_out(self, request: Request, grant: Grant, stream: Stream) -> str:
+        match request:
+            case ExecRequest():
+                return await serve_exec(request, stream, self.place)
+            case CopyInRequest():
+                return await serve_copy_in(request, grant, stream, self.place)
+            case CopyOutRequest():
+                return await serve_copy_out(request, grant, stream, self.place)
+
+
+def _failure(code: str, message: str) -> bytes:
+    return encode_payload(Failure(code=code, message=message[:MAX_MESSAGE_CHARS]))
 
 
 async def fail(stream: Stream, code: str, message: str) -> None:
     with contextlib.suppress(EnclavekitError):
-        await stream.send(Kind.ERROR, encode_payload(Failure(code=code, message=message[:4000])))
+        await stream.send(Kind.ERROR, _failure(code, message))
 
 
 async def refuse(connection: Connection, code: str, message: str) -> None:
     with contextlib.suppress(EnclavekitError):
-        payload = encode_payload(Failure(code=code, message=message[:4000]))
-        await connection.send(Frame(Kind.ERROR, payload, CONTROL_STREAM))
+        await connection.send(Frame(Kind.ERROR, _failure(code, message), CONTROL_STREAM))
 
 
 def listen(*, port: int, clients_path: str, root: str, nsm_path: str | None) -> int:
     """Serve until SIGTERM or SIGINT. Raises ConfigError without a client list, DeviceError without an NSM."""
     logs.configure()
     clients = Clients.load(clients_path)
-    app_root = root if os.path.isdir(root) else "/"
+    if not os.path.isdir(root):
+        log.warning("no app root: requests act on the framework's", root=root)
+        root = "/"
+    try:
+        app_root, system_root = Root(root), Root("/")
+    except OSError as exc:
+        raise ConfigError(root, "", (exc.strerror or str(exc)).lower()) from exc
     with (
-        ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="pipeline") as threads,
+        ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="work") as threads,
+        ThreadPoolExecutor(1, thread_name_prefix="nsm") as nsm_thread,
         NsmClient.open(nsm_path) as nsm,
         Listener(VsockAddress(CID_ANY, port)) as listener,
     ):
-        place = Workplace(Root(app_root), Root("/"), threads)
-        identity = TlsIdentity.generate(SERVICE)
-        asyncio.run(serve(listener, identity, nsm, clients, place))
+        place = Workplace(app_root, system_root, threads)
+        server = Server(TlsIdentity.generate(SERVICE), nsm, nsm_thread, clients, place)
+        asyncio.run(serve(listener, server))
     return 0
 
 
-async def serve(listener: Listener, identity: TlsIdentity, nsm: NsmClient, clients: Clients, place: Workplace) -> None:
+async def serve(listener: Listener, server: Server) -> None:
     """Serve `listener` until a signal asks to stop; then cut what is under way."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = Server(identity, nsm, clients, place)
-    context = tls.server_context(identity.certificate_pem, identity.key_pem)
-    running = await aio.start_server(server.handle, listener, tls=context)
-    log.info("listening", address=str(listener.address), spki_sha256=identity.spki_sha256.hex())
-    try:
-        await stop.wait()
-    finally:
-        running.close()
-        mine = asyncio.current_task()
-        pending = [task for task in asyncio.all_tasks() if task is not mine]
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    context = tls.server_context(server.identity.certificate_pem, server.identity.key_pem)
+    reception = asyncio.create_task(Reception(listener, context, server.handle).run())
+    log.info("listening", address=str(listener.address), spki_sha256=server.identity.spki_sha256.hex())
+    await stop.wait()
+    reception.cancel()
+    await asyncio.gather(reception, return_exceptions=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from enclavekit_attestation.binding import check_binding
 from enclavekit_attestation.policy import Policy, load_policy, parse_pcr
-from enclavekit_attestation.verify import verify_document
+from enclavekit_attestation.verify import VerifiedDocument, verify_document
 from enclavekit_core.errors import ConfigError, VerificationError
 
 SERVICE = "pipeline"
@@ -30,11 +30,12 @@ class Trust:
     policy: Policy
     root: bytes | None = None
 
-    def verify(self, document: bytes, nonce: bytes, certificate_der: bytes) -> None:
+    def verify(self, document: bytes, nonce: bytes, certificate_der: bytes) -> VerifiedDocument:
         """Raises VerificationError unless `document` proves the enclave that holds the certificate's key, now."""
         now_ms = time.time_ns() // 1_000_000
         verified = verify_document(document, self.policy, now_ms=now_ms, root=self.root, nonce=nonce)
-        check_binding(verified.user_data, SERVICE, certificate_der)
+        check_binding(verified.user_data, SERVICE, certificate_der, public_key=verified.public_key)
+        return verified
 
 
 def build_trust(

@@ -101,6 +101,8 @@ class VerificationError(EnclavekitError):
 
 def describe_cause(cause: BaseException | str) -> str:
     """Return the cause in words: strerror in lower case for OSError, the text otherwise."""
+    if hasattr(cause, "library") and isinstance(reason := getattr(cause, "reason", None), str):
+        return f"TLS: {reason.lower().replace('_', ' ')}"  # ssl.SSLError, whose errno is not the system's
     if isinstance(cause, OSError) and cause.errno and not isinstance(cause.strerror, type(None)):
         return os.strerror(cause.errno).lower() if cause.errno > 0 else str(cause.strerror)
     if isinstance(cause, TimeoutError):

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What requests act on in the enclave, and the threads that do what would block."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from enclavekit_pipeline.clients import Refused
+from enclavekit_pipeline.requests import Request
+from enclavekit_pipeline.root import Root
+
+MAX_COMMANDS = 128  # running at once; each keeps a thread waiting
+FILE_THREADS = 16  # beside those: copies go on while every command slot is taken
+MAX_THREADS = MAX_COMMANDS + FILE_THREADS
+Result = TypeVar("Result")
+
+
+@dataclass
+class Workplace:
+    """Shared by all connections of a listener."""
+
+    app_root: Root
+    system_root: Root
+    threads: Executor
+    """Of MAX_THREADS."""
+    commands: int = 0
+    """Running now."""
+
+    def root_of(self, request: Request) -> Root:
+        return self.system_root if request.system else self.app_root
+
+    async def in_thread(self, function: Callable[..., Result], *args: object) -> Result:
+        """Run what may block. It always runs, and to its end, before a cancellation goes on: whoever is cancelled takes
+        apart what the thread works on, and a closed descriptor's number soon belongs to another file.
+        """
+        job = asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            await asyncio.wait([job])
+            raise
+
+    @contextlib.contextmanager
+    def command_slot(self) -> Iterator[None]:
+        """Raises Refused if all are taken."""
+        if self.commands >= MAX_COMMANDS:
+            raise Refused(f"{MAX_COMMANDS} commands are running already")
+        self.commands += 1
+        try:
+            yield
+        finally:
+            self.commands -= 1
