@@ -27,14 +27,17 @@ class Step:
 def read_steps(markdown: str) -> list[Step]:
     """Return the steps of all fences in order.
 
-    A trailing `\\` continues a command; a line `(exit N)` at the end of its output says which exit code it ends with.
+    A trailing `\\` or a following `> ` continues a command; a line `(exit N)` at the end of its output says which exit
+    code it ends with.
     """
     steps: list[Step] = []
     for _info, body in FENCE.findall(markdown):
         for chunk in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
             lines = chunk.split("\n")
             count = 1
-            while lines[count - 1].endswith("\\"):
+            # a here-document shows the shell's `> ` before each of its lines
+            while lines[count - 1].endswith("\\") or lines[count].startswith("> "):
+                lines[count] = lines[count].removeprefix("> ")
                 count += 1
             output = lines[count:]
             while output and not output[-1].strip():

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Addresses, streams, configuration, errors and logs that all parts share."""
