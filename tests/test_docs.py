@@ -45,7 +45,7 @@ def test_commands_of_the_page_run_as_shown(page, shell, notes, enclave, tmp_path
     }
     steps = [step for step in read_steps(page.read_text()) if not step.command.startswith(NOT_HERE)]
     # one shell for the page, so that cd, export and background jobs carry over; markers tell the steps apart
-    script = "".join(f"{step.command}\nprintf '\\n\\001%s\\n' $?\n" for step in steps)
+    script = "".join(f"{step.command}\nprintf '\\001%s\\001\\n' $?\n" for step in steps)
     with subprocess.Popen(
         ["bash"],
         cwd=tmp_path,
@@ -62,7 +62,8 @@ def test_commands_of_the_page_run_as_shown(page, shell, notes, enclave, tmp_path
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    results = re.split(r"\n\001(\d+)\n", output)
+    # jobs in the background write between anything: a marker need not have a line of its own
+    results = re.split(r"\001(\d+)\001\n", output)
     assert len(results) == 2 * len(steps) + 1, output
     for step, printed, code in zip(steps, results[::2], results[1::2], strict=False):
         assert int(code) == step.exit_code, f"$ {step.command}\n{printed}"
