@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The streams of `streams` for asyncio, TLS on top where asked.
 
-asyncio's own loop takes AF_VSOCK sockets; uvloop does not, so a service on uvloop must not listen on kernel vsock.
+asyncio's own loop takes AF_VSOCK sockets. uvloop 0.23 starts a server on one as well, but our services that listen on
+vsock stay on asyncio's loop.
 """
 
 from __future__ import annotations
