@@ -190,7 +190,7 @@ def test_taken_cid_is_refused(shell, enclave, notes):
 def test_app_exit_status_reaches_the_parent(shell, notes):
     app = start_enclave(shell, notes, "--enclave-name", "mortal")
     # the app's main process is the session leader that PID 1 started in the app's root
-    find = 'for p in /proc/[0-9]*; do [ "$(readlink $p/root)" = /rootfs ] && echo ${p#/proc/}; done'
+    find = 'for p in /proc/[0-9]*; do [ "$(readlink $p/root)" = /rootfs ] && echo ${p#/proc/}; done; :'
     pids = shell.output(*app.pipeline("exec", "--system", app.cid, "--", "sh", "-c", find)).split()
     kill = app.pipeline("exec", "--system", app.cid, "--", "sh", "-c", f"kill -KILL {min(map(int, pids))}")
     shell.run(*kill, expect=None)  # the enclave ends with its app, and may do so before it can answer
