@@ -31,7 +31,7 @@ def measure() -> Iterator[Figure]:
                 direct = transfer(sink, VsockAddress(CID_PARENT, PORT))
                 yield Figure("relay: no proxy", direct, "MB/s")
                 argv = ["pf-proxy", "ip-to-vsock", "-i", "127.0.0.1:0", "-v", f"parent:{PORT}", "--print-address"]
-                with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as proxy:
+                with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as proxy:
                     assert proxy.stdout is not None
                     ours = transfer(sink, parse_address(proxy.stdout.readline().strip(), "tcp"))
                     proxy.terminate()
