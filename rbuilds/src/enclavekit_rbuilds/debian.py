@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian packages without root and without touching the machine: fetched by apt, checked by its signatures.
 
-apt gets a state directory of its own, so the machine's sources, versions and architecture do not matter; packages are
-unpacked by dpkg-deb, never installed, and no maintainer script runs.
+apt gets a state directory of its own, so the machine's suite, versions and architecture do not matter, only the mirror
+that it uses; packages are unpacked by dpkg-deb, never installed, and no maintainer script runs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,31 @@ from enclavekit_rbuilds.command import run
 
 SUITE = "bookworm"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-MIRROR = "http://deb.debian.org"
+MIRROR_VARIABLE = "ENCLAVEKIT_DEBIAN_MIRROR"
 DEBIAN_ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
 MACHINE_TRIPLETS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 NEEDS = "it fetches Debian packages (Debian or Ubuntu: apt, dpkg, debian-archive-keyring)"
+
+
+def find_mirrors(named: str | None) -> tuple[str, str]:
+    """Return the addresses of Debian's archive and of its security archive.
+
+    Args:
+        named: what they are below, e.g. the `http://HOST` of `http://HOST/debian`; without it, what this machine's apt
+            uses. Which mirror it is decides nothing: apt verifies Debian's signatures.
+    Raises:
+        InputError if this machine's apt knows no Debian mirror.
+    """
+    if named:
+        base = named.rstrip("/")
+        return f"{base}/debian", f"{base}/debian-security"
+    argv = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    known = [line.strip("/ ") for line in run(argv, "read apt's sources", needed_for=NEEDS).decode().splitlines()]
+    archive = next((uri for uri in known if uri.endswith("/debian")), None)
+    if archive is None:
+        reason = f"apt on this machine knows no Debian mirror; name one with {MIRROR_VARIABLE}=http://HOST"
+        raise InputError("fetch", "Debian packages", reason)
+    return archive, next((uri for uri in known if uri.endswith("/debian-security")), f"{archive}-security")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +89,10 @@ class PackageSource:
             os.makedirs(os.path.join(self.directory, part), exist_ok=True)
         with open(os.path.join(self.directory, "status"), "w"):
             pass
+        archive, security = find_mirrors(os.environ.get(MIRROR_VARIABLE))
         with open(os.path.join(self.directory, "sources.list"), "w", encoding="utf-8") as out:
-            for where, suite in (("debian", ""), ("debian", "-updates"), ("debian-security", "-security")):
-                out.write(f"deb [signed-by={KEYRING}] {MIRROR}/{where} {SUITE}{suite} main\n")
+            for where, suite in ((archive, ""), (archive, "-updates"), (security, "-security")):
+                out.write(f"deb [signed-by={KEYRING}] {where} {SUITE}{suite} main\n")
         run(self._apt("apt-get", "update", "--error-on=any"), "fetch Debian's package lists", needed_for=NEEDS)
         self._updated = True
 
