@@ -27,9 +27,10 @@ TARGETS = {Kind.STDOUT: STDOUT, Kind.STDERR: STDERR}
 async def run_exec(target: Target, request: ExecRequest) -> int:
     """Run the command and return its exit status. Raises InputError and what `open_request` raises."""
     async with open_request(target, request) as stream:
-        await receive(stream, Kind.OPENED)
         background: set[asyncio.Task[None]] = set()
+        # before the answer: the command may already run when it is on its way, and our signals are the command's
         with forwarded_signals(stream, background):
+            await receive(stream, Kind.OPENED)
             if request.stdin:
                 background.add(asyncio.create_task(send_stdin(stream)))
             try:
