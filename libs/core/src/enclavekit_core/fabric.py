@@ -43,6 +43,8 @@ class Route:
     transport: Transport
     path: str = ""
     """Unix socket of a hybrid route; directory of a fabric route; empty for the kernel's."""
+    private_path: str = ""
+    """Of the parent as an enclave sees it: the directory of its ports for this enclave alone, which go first."""
 
 
 def runtime_dir() -> str:
@@ -118,15 +120,16 @@ def local_cid() -> int | None:
 
 def find_route(cid: int) -> Route:
     """Return how to reach `cid`; the kernel's AF_VSOCK is the answer when the registry knows nothing."""
-    if not is_active():
-        return Route(cid, Transport.KERNEL)
     top, own = runtime_dir(), local_cid()
-    if cid == CID_LOCAL and own is not None:
+    if own is None:
+        return Route(cid, Transport.KERNEL)
+    if cid == CID_LOCAL:
         cid = own
     if cid == CID_HOST:
         cid = CID_PARENT
     if cid in (own, CID_PARENT):
-        return Route(cid, Transport.FABRIC, os.path.join(top, "fabric", str(cid)))
+        private = os.path.join(top, "fabric", str(own), "parent") if cid != own else ""
+        return Route(cid, Transport.FABRIC, os.path.join(top, "fabric", str(cid)), private)
     record = read_record(os.path.join(top, "registry", f"{cid}.json"))
     if record is None:
         return Route(cid, Transport.KERNEL)
@@ -140,9 +143,9 @@ def find_listen_directory(cid: int) -> str | None:
 
     A parent with the real device listens there: an emulated enclave beside real ones needs ENCLAVEKIT_TRANSPORT.
     """
-    if not is_active():
+    own = local_cid()
+    if own is None:
         return None
-    own = local_cid() or CID_PARENT
     forced = os.environ.get(TRANSPORT_VARIABLE) == Transport.FABRIC.value
     if own == CID_PARENT and os.path.exists("/dev/nitro_enclaves") and not forced:
         return None
@@ -151,10 +154,6 @@ def find_listen_directory(cid: int) -> str | None:
     return os.path.join(runtime_dir(), "fabric", str(cid))
 
 
-def socket_candidates(directory: str, cid: int, port: int) -> list[str]:
-    """Return the paths at which `cid:port` may listen, in the order to try them."""
-    shared = os.path.join(directory, f"{port}.sock")
-    own = local_cid()
-    if cid == CID_PARENT and own not in (None, CID_PARENT):
-        return [os.path.join(os.path.dirname(directory), str(own), "parent", f"{port}.sock"), shared]
-    return [shared]
+def socket_candidates(route: Route, port: int) -> list[str]:
+    """Return the paths at which `port` of a fabric route may listen, in the order to try them."""
+    return [os.path.join(directory, f"{port}.sock") for directory in (route.private_path, route.path) if directory]

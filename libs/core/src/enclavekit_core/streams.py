@@ -73,7 +73,7 @@ def _connect_family(family: int, name: object, timeout_s: float | None) -> socke
 
 def _connect_fabric(route: fabric.Route, port: int, timeout_s: float | None) -> socket.socket:
     """Connect without following a link: whoever owns the directory might point it at another socket of ours."""
-    for path in fabric.socket_candidates(route.path, route.cid, port):
+    for path in fabric.socket_candidates(route, port):
         try:
             handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
