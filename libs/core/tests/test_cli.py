@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import ssl
 import subprocess
 import sys
 
@@ -46,3 +47,13 @@ def test_closed_pipe_ends_quietly():
         ["/bin/sh", "-c", f'"{sys.executable}" -c "{code}" | head -c 1'], capture_output=True, text=True
     )
     assert out.stderr == ""
+
+
+def test_a_tls_failure_is_named_by_tls_not_by_its_errno():
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname = False
+    incoming = ssl.MemoryBIO()
+    incoming.write(b"this is no TLS at all")
+    with pytest.raises(ssl.SSLError) as caught:
+        tls.wrap_bio(incoming, ssl.MemoryBIO()).do_handshake()
+    assert errors.describe_cause(caught.value) == "TLS: wrong version number"

@@ -103,7 +103,7 @@ def describe_cause(cause: BaseException | str) -> str:
     """Return the cause in words: strerror in lower case for OSError, the text otherwise."""
     if hasattr(cause, "library") and isinstance(reason := getattr(cause, "reason", None), str):
         return f"TLS: {reason.lower().replace('_', ' ')}"  # ssl.SSLError, whose errno is not the system's
-    if isinstance(cause, OSError) and cause.errno and not isinstance(cause.strerror, type(None)):
+    if isinstance(cause, OSError) and cause.errno and cause.strerror is not None:
         return os.strerror(cause.errno).lower() if cause.errno > 0 else str(cause.strerror)
     if isinstance(cause, TimeoutError):
         return "timed out"
