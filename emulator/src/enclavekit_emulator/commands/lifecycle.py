@@ -36,9 +36,9 @@ def run_describe(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe_record(record: EnclaveRecord, *, metadata: bool) -> dict[str, Any]:
-    """Return one element of describe-enclaves, keys in nitro-cli's order. Pure."""
-    described: dict[str, Any] = {
+def describe_launch(record: EnclaveRecord) -> dict[str, Any]:
+    """Return what run-enclave prints, keys in nitro-cli's order. Pure."""
+    return {
         "EnclaveName": record.name,
         "EnclaveID": record.enclave_id,
         "ProcessID": record.supervisor.pid,
@@ -46,6 +46,13 @@ def describe_record(record: EnclaveRecord, *, metadata: bool) -> dict[str, Any]:
         "NumberOfCPUs": len(record.cpu_ids),
         "CPUIDs": list(record.cpu_ids),
         "MemoryMiB": record.memory_mib,
+    }
+
+
+def describe_record(record: EnclaveRecord, *, metadata: bool) -> dict[str, Any]:
+    """Return one element of describe-enclaves: a launch and how it goes, keys in nitro-cli's order. Pure."""
+    described: dict[str, Any] = {
+        **describe_launch(record),
         "State": record.state,
         "Flags": "DEBUG_MODE" if record.debug_mode else "NONE",
     }

@@ -9,6 +9,7 @@ import sys
 
 from enclavekit_core.fabric import ensure_runtime_dir
 
+from enclavekit_emulator.commands.lifecycle import describe_launch
 from enclavekit_emulator.nitro_errors import NitroError
 from enclavekit_emulator.run_request import (
     RunRequest,
@@ -73,16 +74,7 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         file=sys.stderr,
         flush=True,
     )
-    described = {
-        "EnclaveName": record.name,
-        "EnclaveID": record.enclave_id,
-        "ProcessID": record.supervisor.pid,
-        "EnclaveCID": record.cid,
-        "NumberOfCPUs": len(record.cpu_ids),
-        "CPUIDs": list(record.cpu_ids),
-        "MemoryMiB": record.memory_mib,
-    }
-    print(json.dumps(described, indent=2), flush=True)
+    print(json.dumps(describe_launch(record), indent=2), flush=True)
     if request.attach_console:
         from enclavekit_emulator.commands.console import show_console
 
