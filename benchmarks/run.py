@@ -33,8 +33,6 @@ class Figure:
     """What it is compared with."""
     ratio: float | None = None
     """ours / peer's, in the direction in which more is better for us."""
-    command: str = ""
-    """How to repeat it by hand."""
 
 
 BENCHMARKS = ("enclave", "relay")

@@ -56,7 +56,7 @@ class Demo:
         yield
         self.seconds[name] = round(time.monotonic() - started, 3)
 
-    def run(self, *argv: object, expect: int = 0, show: bool = True, quiet_error: bool = False) -> bytes:
+    def run(self, *argv: object, expect: int = 0, show: bool = True) -> bytes:
         """Run a command as a user would; return its standard output."""
         words = [str(word) for word in argv]
         print(f"$ {shlex.join(words)}", flush=True)
