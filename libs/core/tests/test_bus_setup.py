@@ -2,6 +2,7 @@
 """The server's configuration, proven on a real nats-server: who may do what."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -37,12 +38,26 @@ def server(directory):
     port = free_port()
     flags = ["--directory", directory, "--listen", f"tcp://127.0.0.1:{port}"]
     subprocess.run([sys.executable, "-I", "-m", "enclavekit_core.bus_setup", *flags], check=True)
-    process = subprocess.Popen(
-        ["nats-server", "-c", f"{directory}/nats.conf"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    yield f"nats://127.0.0.1:{port}"
-    process.terminate()
-    process.wait()
+    with running("-c", f"{directory}/nats.conf"):
+        yield f"nats://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def open_server(tmp_path):
+    """A nats-server without accounts, where all is allowed; yields its URL."""
+    port = free_port()
+    with running("-js", "-a", "127.0.0.1", "-p", str(port), "-sd", str(tmp_path)):
+        yield f"nats://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def running(*flags):
+    process = subprocess.Popen(["nats-server", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 async def connect(url, service, directory):
@@ -140,6 +155,33 @@ async def test_follow_has_no_gap_between_list_and_changes(server, directory):
     assert ends == 1
     await writer.close()
     await reader.close()
+
+
+@needs_server
+async def test_a_listing_ends_while_its_messages_are_replaced(server, directory):
+    writer, reader = [await connect(server, service, directory) for service in (SERVICE_FS_MONITOR, SERVICE_RA)]
+    bucket = await writer.bucket(BUCKET_HASHES, create=True)
+    seen = await reader.bucket(BUCKET_HASHES, create=False)
+    key = key_of_path(b"/data/a.txt")
+    for attempt in range(60):
+        listing = asyncio.ensure_future(list_entries(seen))
+        for _ in range(attempt % 7):
+            await bucket.put(key, bytes(HASH_BYTES))
+        assert (await asyncio.wait_for(listing, 20)).keys() <= {key}
+    await writer.close()
+    await reader.close()
+
+
+@needs_server
+async def test_a_listing_ends_when_its_newest_message_was_removed(open_server):
+    bus = Bus(open_server, "anyone", None)
+    await asyncio.wait_for(bus.connect(), 20)
+    bucket = await bus.bucket("any", create=True)
+    await bucket.put("kept", b"1")
+    await bucket.put("removed", b"2")
+    await bus._client.jetstream().purge_stream("KV_any", subject="$KV.any.removed")
+    assert await asyncio.wait_for(list_entries(bucket), 20) == {"kept": b"1"}
+    await bus.close()
 
 
 @needs_server

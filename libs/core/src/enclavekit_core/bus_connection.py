@@ -26,6 +26,7 @@ REQUEST_TIMEOUT_S = 5.0
 MIN_RETRY_S = 0.1  # at boot the server is a fraction of a second away
 MAX_RETRY_S = 5.0
 PING_INTERVAL_S = 20  # a connection that hangs is noticed after two of these
+LISTING_QUIET_S = 1.0  # a listing that hears nothing for so long asks whether anything is left
 DELETED = ("DEL", "PURGE")
 
 log = get_logger("bus")
@@ -136,22 +137,42 @@ class Bus:
 
 
 async def follow(bucket: KeyValue) -> AsyncGenerator[Entry | None]:
-    """Yield each entry of a bucket, None when all that was there has been seen, then every change, without a gap."""
-    # nats-py's own end marker comes too early when the server's answer overtakes the messages; theirs count down
-    listed = (await bucket.status()).values == 0
+    """Yield each entry of a bucket, None when all that was there has been seen, then every change, without a gap.
+
+    What was there ends with the newest message at the time of asking, or with one that replaced it. Neither nats-py's
+    own end marker nor the counts in the messages say so: the marker comes too early when the server's answer overtakes
+    the messages, and the counts never reach zero when a message that was counted is replaced before it is delivered.
+    """
     watcher = await bucket.watchall()
     try:
+        state = (await bucket.status()).stream_info.state
+        seen, count, newest = 0, 0, state.last_seq if state.messages else 0
+        listed = newest == 0
         if listed:
             yield None
-        async for entry in watcher:
-            if entry is None:
-                continue
-            yield Entry(entry.key, None if entry.operation in DELETED else entry.value or b"")
-            if not listed and entry.delta == 0:
+        while True:
+            try:
+                entry = await watcher.updates(None if listed else LISTING_QUIET_S)  # type: ignore[no-untyped-call]
+            except TimeoutError:
+                if await _is_delivered(watcher, count):
+                    newest = seen
+            else:
+                if entry is not None:
+                    seen, count = entry.revision or seen, count + 1
+                    yield Entry(entry.key, None if entry.operation in DELETED else entry.value or b"")
+            if not listed and seen >= newest:
                 listed = True
                 yield None
     finally:
         await watcher.stop()  # type: ignore[no-untyped-call]  # nats-py left it without annotations
+
+
+async def _is_delivered(watcher: KeyValue.KeyWatcher, count: int) -> bool:
+    """Whether the server has nothing left after `count` entries: the newest message was removed, not replaced."""
+    assert watcher._sub is not None  # watchall made it
+    consumer = await watcher._sub.consumer_info()
+    # its stream sequence also counts what it skipped; its own sequence starts again if nats-py had to make it anew
+    return consumer.num_pending == 0 and (consumer.delivered is None or consumer.delivered.consumer_seq <= count)
 
 
 async def list_entries(bucket: KeyValue) -> dict[str, bytes]:
