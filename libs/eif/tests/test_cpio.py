@@ -217,7 +217,7 @@ def test_every_flipped_byte_of_a_compressed_archive_is_noticed(archive, pack):
         (b"BZh91AY", "bzip2"),
         (b"\xfd7zXZ\0", "xz"),
         (b"\x28\xb5\x2f\xfd\xff" + b"\xff" * 30, "zstd"),
-        (gzip.compress(gzip.compress(b"")), "not a newc"),
+        (gzip.compress(gzip.compress(b"", mtime=0), mtime=0), "not a newc"),  # the bytes name the test
     ],
 )
 def test_malformed_archives_are_refused(content, cause):
