@@ -116,7 +116,7 @@ def framework(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "framework"
     (root / "usr/bin").mkdir(parents=True)
     (root / "usr/bin/python3").write_text("not really\n")
-    monkeypatch.setattr("enclavekit_rbuilds.bytecode.compile_modules", lambda *_: None)
+    monkeypatch.setattr("enclavekit_rbuilds.framework.bytecode.compile_modules", lambda *_: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return root
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from enclavekit_core.errors import InputError
-from enclavekit_rbuilds.app_archive import read_archive
-from enclavekit_rbuilds.app_tree import AppTree
-from enclavekit_rbuilds.image_config import ImageConfig
-from enclavekit_rbuilds.progress import Progress
+from enclavekit_rbuilds.app.archive import read_archive
+from enclavekit_rbuilds.app.image_config import ImageConfig
+from enclavekit_rbuilds.app.tree import AppTree
+from enclavekit_rbuilds.base.progress import Progress
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import stat
 
 import pytest
-from enclavekit_rbuilds.app_tree import AppTree, Inode, TreeError, directory, split_path
+from enclavekit_rbuilds.app.tree import AppTree, Inode, TreeError, directory, split_path
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from enclavekit_core.errors import InputError
-from enclavekit_rbuilds.accounts import Account, resolve_user
-from enclavekit_rbuilds.app_directory import read_directory
-from enclavekit_rbuilds.app_tree import AppTree
-from enclavekit_rbuilds.app_unit import make_unit, prepare_tree
-from enclavekit_rbuilds.image_config import ImageConfig, Overrides
+from enclavekit_rbuilds.app.accounts import Account, resolve_user
+from enclavekit_rbuilds.app.directory import read_directory
+from enclavekit_rbuilds.app.image_config import ImageConfig, Overrides
+from enclavekit_rbuilds.app.tree import AppTree
+from enclavekit_rbuilds.app.unit import make_unit, prepare_tree
 
 ROOT = Account(0, 0, "/root")
 

@@ -112,7 +112,8 @@ def shuffled_copy(source: Path, target: Path) -> None:
 
 SCRIPT = """
 import sys
-from enclavekit_rbuilds import bytecode, cli
+from enclavekit_rbuilds import cli
+from enclavekit_rbuilds.framework import bytecode
 bytecode.compile_modules = lambda *_: None
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from enclavekit_core.errors import InputError
-from enclavekit_rbuilds.clients import parse_authorization, render_clients
+from enclavekit_rbuilds.manifest.clients import parse_authorization, render_clients
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from enclavekit_core.errors import CommandError, InputError
-from enclavekit_rbuilds.app_container import choose_engine
-from enclavekit_rbuilds.command import run
+from enclavekit_rbuilds.app.container import choose_engine
+from enclavekit_rbuilds.base.command import run
 
 
 def test_output_and_failure(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 from enclavekit_core.errors import InputError
-from enclavekit_rbuilds.debian import MIRROR_VARIABLE, find_mirrors
+from enclavekit_rbuilds.framework.debian import MIRROR_VARIABLE, find_mirrors
 
 
 @pytest.fixture

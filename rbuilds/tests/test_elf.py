@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from enclavekit_rbuilds.elf import strip_shared_object
+from enclavekit_rbuilds.framework.elf import strip_shared_object
 from hypothesis import given
 from hypothesis import strategies as st
 

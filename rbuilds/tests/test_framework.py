@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from enclavekit_eif.cpio import extract_cpio
 from enclavekit_eif.reader import read_eif
-from enclavekit_rbuilds.bytecode import LOADERS
-from enclavekit_rbuilds.cache import cached, key_of
-from enclavekit_rbuilds.framework import COMMANDS, units
-from enclavekit_rbuilds.python_packages import OWN_PACKAGES, SITE, lock_text
-from enclavekit_rbuilds.wheel_lock import render
+from enclavekit_rbuilds.base.cache import cached, key_of
+from enclavekit_rbuilds.framework.assemble import COMMANDS, units
+from enclavekit_rbuilds.framework.bytecode import LOADERS
+from enclavekit_rbuilds.framework.python_packages import OWN_PACKAGES, SITE, lock_text
+from enclavekit_rbuilds.framework.wheel_lock import render
 
 MAX_UNPACKED_BYTES = 120 * 1000 * 1000  # kernel and ramdisks of a small app: what an enclave's memory is spent on
 

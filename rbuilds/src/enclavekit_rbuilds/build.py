@@ -16,18 +16,18 @@ from typing import Any
 
 from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_rbuilds.accounts import Account, resolve_user
-from enclavekit_rbuilds.app_archive import read_archive
-from enclavekit_rbuilds.app_container import build_dockerfile, choose_engine
-from enclavekit_rbuilds.app_directory import read_directory
-from enclavekit_rbuilds.app_tree import AppTree
-from enclavekit_rbuilds.app_unit import make_unit, prepare_tree
-from enclavekit_rbuilds.clients import Client, render_clients
-from enclavekit_rbuilds.framework import Framework, build_framework, units
-from enclavekit_rbuilds.image_config import ImageConfig, Overrides
-from enclavekit_rbuilds.kernel import Kernel, debian_kernel, kernel_from_file
-from enclavekit_rbuilds.progress import Progress
-from enclavekit_rbuilds.ramdisk import AppFile, RamdiskFile, pack_app
+from enclavekit_rbuilds.app.accounts import Account, resolve_user
+from enclavekit_rbuilds.app.archive import read_archive
+from enclavekit_rbuilds.app.container import build_dockerfile, choose_engine
+from enclavekit_rbuilds.app.directory import read_directory
+from enclavekit_rbuilds.app.image_config import ImageConfig, Overrides
+from enclavekit_rbuilds.app.tree import AppTree
+from enclavekit_rbuilds.app.unit import make_unit, prepare_tree
+from enclavekit_rbuilds.base.progress import Progress
+from enclavekit_rbuilds.framework.assemble import Framework, build_framework, units
+from enclavekit_rbuilds.image.ramdisk import AppFile, RamdiskFile, pack_app
+from enclavekit_rbuilds.kernel.sources import Kernel, debian_kernel, kernel_from_file
+from enclavekit_rbuilds.manifest.clients import Client, render_clients
 
 # AWS's own command lines without `nomodules`, since a kernel that needs modules finds them in ramdisk 0
 CMDLINES = {

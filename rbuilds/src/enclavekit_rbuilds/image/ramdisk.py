@@ -19,7 +19,7 @@ import msgspec
 from enclavekit_core.errors import InputError, describe_cause
 from enclavekit_eif.cpio import CpioWriter, pack_tree
 
-from enclavekit_rbuilds.app_tree import AppTree, Inode
+from enclavekit_rbuilds.app.tree import AppTree, Inode
 
 RECIPE = "2"  # part of cache keys: raise it when packing makes other bytes
 APP_PREFIX = b"rootfs/"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from enclavekit_rbuilds.command import run
-from enclavekit_rbuilds.debian import MACHINE_TRIPLETS
+from enclavekit_rbuilds.base.command import run
+from enclavekit_rbuilds.framework.debian import MACHINE_TRIPLETS
 
 LOADERS = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
 

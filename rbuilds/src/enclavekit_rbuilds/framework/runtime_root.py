@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from enclavekit_core.errors import CommandError, InputError
 
-from enclavekit_rbuilds.debian import MACHINE_TRIPLETS, Package
+from enclavekit_rbuilds.framework.debian import MACHINE_TRIPLETS, Package
 
 # package -> patterns of the paths that are taken, after the move into /usr; {lib} is /usr/lib/<triplet>
 PACKAGES: dict[str, tuple[str, ...]] = {

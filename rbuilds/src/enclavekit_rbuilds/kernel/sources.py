@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import msgspec
 from enclavekit_core.errors import CommandError, InputError, describe_cause
 
-from enclavekit_rbuilds.cache import cached, key_of
-from enclavekit_rbuilds.debian import SUITE, PackageSource
+from enclavekit_rbuilds.base.cache import cached, key_of
+from enclavekit_rbuilds.framework.debian import SUITE, PackageSource
 
 RECIPE = "1"  # part of the cache key: raise it when what `_fetch` writes changes
 META_PACKAGES = {"x86_64": "linux-image-cloud-amd64", "aarch64": "linux-image-cloud-arm64"}

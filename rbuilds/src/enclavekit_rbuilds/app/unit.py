@@ -13,9 +13,9 @@ import stat
 
 from enclavekit_core.errors import InputError
 
-from enclavekit_rbuilds.accounts import Account
-from enclavekit_rbuilds.app_tree import AppTree, Node, TreeError, directory, split_path
-from enclavekit_rbuilds.image_config import DEFAULT_PATH, ImageConfig
+from enclavekit_rbuilds.app.accounts import Account
+from enclavekit_rbuilds.app.image_config import DEFAULT_PATH, ImageConfig
+from enclavekit_rbuilds.app.tree import AppTree, Node, TreeError, directory, split_path
 
 APP_ROOT = "/rootfs"
 SHARED = "/data"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enclavekit_core.config import StrictConfig, load_config
 
-from enclavekit_rbuilds.image_config import Overrides
+from enclavekit_rbuilds.app.image_config import Overrides
 
 
 class AppConfig(StrictConfig, frozen=True):

@@ -19,10 +19,10 @@ from typing import IO, Any, cast
 
 from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_rbuilds.app_tree import AppTree
-from enclavekit_rbuilds.image_config import ImageConfig, parse_image_config
-from enclavekit_rbuilds.layers import Spool, apply_layer
-from enclavekit_rbuilds.progress import Progress
+from enclavekit_rbuilds.app.image_config import ImageConfig, parse_image_config
+from enclavekit_rbuilds.app.layers import Spool, apply_layer
+from enclavekit_rbuilds.app.tree import AppTree
+from enclavekit_rbuilds.base.progress import Progress
 
 MAX_JSON_BYTES = 8 * 1024 * 1024  # an image index or configuration; real ones are under 100 KiB
 MAX_LAYERS = 1024  # engines stop at 127

@@ -15,8 +15,8 @@ from importlib import resources
 
 from enclavekit_core.errors import InputError
 
-from enclavekit_rbuilds.command import run
-from enclavekit_rbuilds.elf import strip_shared_object
+from enclavekit_rbuilds.base.command import run
+from enclavekit_rbuilds.framework.elf import strip_shared_object
 
 SITE = "usr/lib/enclavekit"
 PTH = "usr/lib/python3/dist-packages/enclavekit.pth"

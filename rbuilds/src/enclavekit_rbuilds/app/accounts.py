@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import InputError
 
-from enclavekit_rbuilds.app_tree import AppTree
+from enclavekit_rbuilds.app.tree import AppTree
 
 MAX_ACCOUNTS_BYTES = 4 * 1024 * 1024  # of /etc/passwd and /etc/group; anything larger is no such file
 MAX_ID = 0xFFFFFFFE

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import InputError
 
-from enclavekit_rbuilds.command import run
+from enclavekit_rbuilds.base.command import run
 
 SUITE = "bookworm"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"

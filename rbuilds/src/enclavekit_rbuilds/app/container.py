@@ -13,7 +13,7 @@ import subprocess
 
 from enclavekit_core.errors import InputError
 
-from enclavekit_rbuilds.command import run
+from enclavekit_rbuilds.base.command import run
 
 ENGINES = ("docker", "podman", "buildah")
 PROBE_TIMEOUT_S = 20.0

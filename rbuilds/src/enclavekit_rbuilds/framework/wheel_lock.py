@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renew the lock of the framework's Python packages: `python -m enclavekit_rbuilds.wheel_lock > .../framework.lock`.
+"""Renew the lock of the framework's Python packages: `python -m enclavekit_rbuilds.framework.wheel_lock > FILE`.
 
 pip resolves for Debian's Python 3.11 on both architectures; nothing is downloaded but metadata. A new lock changes PCR1
 of every image, so this is run by people, never by a build.
@@ -13,8 +13,8 @@ import sys
 from enclavekit_core.cli import run_and_exit
 from enclavekit_core.errors import InputError
 
-from enclavekit_rbuilds.command import run
-from enclavekit_rbuilds.python_packages import PLATFORM_TAGS
+from enclavekit_rbuilds.base.command import run
+from enclavekit_rbuilds.framework.python_packages import PLATFORM_TAGS
 
 ARCHES = ("x86_64", "aarch64")
 # what the services in an enclave import
@@ -22,7 +22,7 @@ DIRECT = ("aiohttp", "cbor2", "cryptography", "msgspec", "nats-py", "PyYAML", "s
 UNUSED = {"pycparser"}  # cffi asks for it, but only to compile, which nothing in an enclave does
 HEADER = """\
 # Python packages of the framework, with the hashes of their wheels for x86_64 and aarch64.
-# Renewed by `python -m enclavekit_rbuilds.wheel_lock`; a change here changes PCR1 of every image.
+# Renewed by `python -m enclavekit_rbuilds.framework.wheel_lock`; a change here changes PCR1 of every image.
 """
 
 

@@ -12,7 +12,7 @@ import stat
 
 from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_rbuilds.app_tree import AppTree, Inode, TreeError
+from enclavekit_rbuilds.app.tree import AppTree, Inode, TreeError
 
 
 def read_directory(path: str) -> AppTree:

@@ -14,7 +14,7 @@ from typing import IO
 
 from enclavekit_core.errors import InputError
 
-from enclavekit_rbuilds.app_tree import AppTree, Inode, Path, TreeError, split_path
+from enclavekit_rbuilds.app.tree import AppTree, Inode, Path, TreeError, split_path
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"

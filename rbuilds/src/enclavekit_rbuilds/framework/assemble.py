@@ -16,13 +16,13 @@ from importlib import resources
 
 import msgspec
 
-from enclavekit_rbuilds import bytecode, python_packages, runtime_root
-from enclavekit_rbuilds.cache import cached, key_of
-from enclavekit_rbuilds.debian import SUITE, PackageSource
-from enclavekit_rbuilds.kernel import Kernel
-from enclavekit_rbuilds.progress import Progress
-from enclavekit_rbuilds.ramdisk import RECIPE as PACKING
-from enclavekit_rbuilds.ramdisk import RamdiskFile, pack_directory
+from enclavekit_rbuilds.base.cache import cached, key_of
+from enclavekit_rbuilds.base.progress import Progress
+from enclavekit_rbuilds.framework import bytecode, python_packages, runtime_root
+from enclavekit_rbuilds.framework.debian import SUITE, PackageSource
+from enclavekit_rbuilds.image.ramdisk import RECIPE as PACKING
+from enclavekit_rbuilds.image.ramdisk import RamdiskFile, pack_directory
+from enclavekit_rbuilds.kernel.sources import Kernel
 
 RECIPE = "1"  # part of the cache keys: raise it when the code here or in the modules it calls makes other files
 MODULE_DIR = "usr/lib/modules"
