@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 from enclavekit_core.errors import ConfigError
-from enclavekit_enclave_init.unit_values import BindPath, normalize_name, parse_signal, split_command
+from enclavekit_enclave_init.unit_values import (
+    BindPath,
+    EnvironmentFile,
+    normalize_name,
+    parse_environment_lines,
+    parse_signal,
+    split_command,
+)
 from enclavekit_enclave_init.units import KEYS, Unit, find_key_line, parse_unit
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,11 +56,23 @@ def test_parse_signal_refuses(value):
         parse_signal(value)
 
 
+def test_environment_lines_are_taken_as_they_stand():
+    text = "A=1\n# note\n\nB=x = y \nC=\n"
+    assert parse_environment_lines(text) == (("A", "1"), ("B", "x = y "), ("C", ""))
+
+
+@pytest.mark.parametrize("text", ["A", "=1", "A=1\nB", " A=1", "A=\0"])
+def test_environment_lines_that_are_refused(text):
+    with pytest.raises(ValueError):
+        parse_environment_lines(text)
+
+
 def test_parse_unit_takes_every_key():
     text = """
 ExecStart = ["/bin/app", "two words", ""]
 Type = "simple"
 Environment = ["A=1=2", "B="]
+EnvironmentFile = ["/run/a.env", "-/run/b.env"]
 Restart = "on-failure"
 RestartSec = 0.5
 StartLimitBurst = 3
@@ -78,6 +97,7 @@ OnExit = "poweroff"
         name="app",
         argv=("/bin/app", "two words", ""),
         environment=(("A", "1=2"), ("B", "")),
+        environment_files=(EnvironmentFile("/run/a.env"), EnvironmentFile("/run/b.env", optional=True)),
         restart="on-failure",
         restart_delay_s=0.5,
         start_limit_burst=3,
@@ -121,6 +141,7 @@ OnExit = "poweroff"
         ("ExecStart = 'a'\nServiceEnable = 'yes'", "f:2", "ServiceEnable"),
         ("ExecStart = 'a'\nEnvironment = ['A']", "f:2", "Environment"),
         ("ExecStart = 'a'\nEnvironment = ['A=\\u0000']", "f:2", "Environment"),
+        ("ExecStart = 'a'\nEnvironmentFile = 'rel'", "f:2", "EnvironmentFile"),
         ("ExecStart = 'a'\nWorkingDirectory = 'rel'", "f:2", "WorkingDirectory"),
         ("ExecStart = 'a'\nRootDirectory = '/a/../b'", "f:2", "RootDirectory"),
         ("ExecStart = 'a'\nRequires = ['../x']", "f:2", "Requires"),

@@ -15,11 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from enclavekit_core.errors import ConfigError
+
+from enclavekit_enclave_init.unit_values import parse_environment_lines
 from enclavekit_enclave_init.units import DEFAULT_PATH, Unit
 
 STATUS_NOT_FOUND, STATUS_CANNOT_RUN = 127, 126  # as shells and docker have it
 MAX_FAILURE_BYTES = 4096
 MAX_ACCOUNT_FILE_BYTES = 1024 * 1024
+MAX_ENVIRONMENT_FILE_CHARS = 256 * 1024  # execve(2) takes an environment of a few times that
 UMASK = 0o022
 
 
@@ -35,12 +39,32 @@ class Child:
 
 
 def build_environment(unit: Unit, base: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Return the exact environment of `unit`: `base`, its own above that, and PATH if neither has it."""
-    return {"PATH": DEFAULT_PATH} | dict(base) | dict(unit.environment)
+    """Return the exact environment of `unit`: `base`, its own above that, its files', and PATH if none has it.
+
+    Raises: OSError for a file that cannot be read, ConfigError for one that is not an environment file.
+    """
+    environment = {"PATH": DEFAULT_PATH} | dict(base) | dict(unit.environment)
+    for file in unit.environment_files:
+        try:
+            with open(file.path, encoding="utf-8") as source:
+                text = source.read(MAX_ENVIRONMENT_FILE_CHARS + 1)
+        except FileNotFoundError:
+            if file.optional:
+                continue
+            raise
+        except UnicodeDecodeError as exc:
+            raise ConfigError(file.path, "", "it is not UTF-8") from exc
+        if len(text) > MAX_ENVIRONMENT_FILE_CHARS:
+            raise ConfigError(file.path, "", f"it is longer than {MAX_ENVIRONMENT_FILE_CHARS} characters")
+        try:
+            environment |= dict(parse_environment_lines(text))
+        except ValueError as exc:
+            raise ConfigError(file.path, "", str(exc)) from exc
+    return environment
 
 
 def spawn(unit: Unit, base: Sequence[tuple[str, str]], stdin_fd: int) -> Child:
-    """Fork and run `unit`. Raises OSError if there is no process or no pipe to be had."""
+    """Fork and run `unit`. Raises OSError if there is no process or no pipe to be had, and as `build_environment`."""
     environment = build_environment(unit, base)
     fds: list[int] = []
     try:

@@ -27,6 +27,16 @@ class BindPath:
     """A missing source is then no error."""
 
 
+@dataclass(frozen=True, slots=True)
+class EnvironmentFile:
+    """A file of `NAME=value` lines, read when a unit starts."""
+
+    path: str
+    """Absolute, in the framework's root."""
+    optional: bool = False
+    """A missing file is then no error."""
+
+
 def normalize_name(text: str) -> str:
     """Return a unit's name without `.service`. Raises ValueError if it cannot be one."""
     name = text.removesuffix(".service")
@@ -151,6 +161,27 @@ def parse_environment(value: object) -> tuple[tuple[str, str], ...]:
         if not key or not equals:
             raise ValueError(f"{item!r} is not NAME=value")
         pairs.append((key, text))
+    return tuple(pairs)
+
+
+def parse_environment_files(value: object) -> tuple[EnvironmentFile, ...]:
+    items = (value,) if isinstance(value, str) else parse_strings(value)
+    return tuple(EnvironmentFile(parse_path(item.removeprefix("-")), item.startswith("-")) for item in items)
+
+
+def parse_environment_lines(text: str) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of an environment file: NAME=value, the value as it stands; blank and # lines are skipped.
+
+    Raises: ValueError with the number of the line that is none of these.
+    """
+    pairs = []
+    for number, line in enumerate(text.split("\n"), 1):
+        name, equals, value = line.partition("=")
+        if not line.strip() or line.startswith("#"):
+            continue
+        if not equals or not name or name != name.strip() or "\0" in line:
+            raise ValueError(f"line {number} is not NAME=value")
+        pairs.append((name, value))
     return tuple(pairs)
 
 

@@ -19,6 +19,7 @@ from enclavekit_core.errors import ConfigError
 
 from enclavekit_enclave_init.unit_values import (
     BindPath,
+    EnvironmentFile,
     accept_one_of,
     normalize_name,
     parse_account,
@@ -26,6 +27,7 @@ from enclavekit_enclave_init.unit_values import (
     parse_command,
     parse_count,
     parse_environment,
+    parse_environment_files,
     parse_flag,
     parse_names,
     parse_path,
@@ -47,6 +49,7 @@ class Unit:
     name: str
     argv: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
+    environment_files: tuple[EnvironmentFile, ...] = ()
     restart: str = "no"
     restart_delay_s: float = 5.0
     working_directory: str = "/"
@@ -94,6 +97,13 @@ KEYS: dict[str, Key] = {
         "list of NAME=value",
         "[]",
         "the whole environment besides init.toml's; PATH is added if neither has it",
+    ),
+    "EnvironmentFile": Key(
+        "environment_files",
+        parse_environment_files,
+        "path or list of paths",
+        "[]",
+        "files of NAME=value lines, read at each start, above Environment; `-` before the path: skip if it is missing",
     ),
     "WorkingDirectory": Key("working_directory", parse_path, "path", "/", "inside RootDirectory; must exist"),
     "User": Key("user", parse_account, "name or number", "root", "a name is looked up in the unit root's /etc/passwd"),
