@@ -21,6 +21,7 @@ from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.execute import read_mounted, run_operations
 from enclavekit_enclave_init.journal import NAME, Journal
+from enclavekit_enclave_init.kernel_features import describe_missing
 from enclavekit_enclave_init.ordering import plan_start
 from enclavekit_enclave_init.output import LogFile
 from enclavekit_enclave_init.report import send_report
@@ -57,6 +58,9 @@ class Enclave:
         supervisor = prepare_supervisor(units, self.journal)
         system = boot_plan.plan_system(self.config, owns_machine=self.owns_machine, has_nsm=os.path.exists("/dev/nsm"))
         run_operations(system, self.journal, lambda: None)
+        if self.owns_machine:  # on a process machine the kernel is the host's, and vsock and NSM are emulated
+            for line in describe_missing():
+                self.journal(line)
         self.journal(f"booted in {(time.monotonic() - began) * 1000:.0f} ms")
         return supervise(units, supervisor, self.config, self.console, self.journal, may_mount=True)
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an old or small kernel lacks, and what that costs: named at boot, so that nobody has to find it out later.
+
+AWS's stock kernel for enclaves is a 4.14. Everything the framework does works there or has a fallback; where the
+fallback does less, or where there can be none, this table says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SYS_OPENAT2 = 437  # on every architecture; Linux 5.6
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One thing that the services use."""
+
+    name: str
+    is_there: Callable[[], bool]
+    cost: str
+    """What does not work without it, to stand after `no NAME: `."""
+
+
+def _has_openat2() -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    # a size of 0 is EINVAL for a kernel that knows the call
+    return libc.syscall(ctypes.c_long(SYS_OPENAT2), -1, None, None, ctypes.c_size_t(0)) >= 0 or (
+        ctypes.get_errno() != errno.ENOSYS
+    )
+
+
+def _has_vsock() -> bool:
+    try:
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
+
+
+FEATURES = (
+    Feature("AF_VSOCK", _has_vsock, "nothing reaches the enclave, and it reaches nothing"),
+    Feature(
+        "/dev/nsm",
+        lambda: os.path.exists("/dev/nsm"),
+        "nothing can be attested: pipeline admits nobody, ra-web-srv has no documents, no runtime values are taken",
+    ),
+    Feature(
+        "inotify",
+        lambda: os.path.exists("/proc/sys/fs/inotify"),
+        "fs-monitor cannot start, files are hashed on demand only",
+    ),
+    Feature(
+        "openat2 (Linux 5.6)",
+        _has_openat2,
+        "pipeline refuses paths that have `..` or lead through a symbolic link in the app's root",
+    ),
+)
+
+
+def describe_missing(features: tuple[Feature, ...] = FEATURES) -> list[str]:
+    """Return a line per feature that this kernel lacks."""
+    return [f"this kernel has no {feature.name}: {feature.cost}" for feature in features if not feature.is_there()]
