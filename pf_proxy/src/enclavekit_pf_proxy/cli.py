@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from enclavekit_core.address import CID_ANY, Address, TcpAddress, VsockAddress, parse_address, parse_cid
@@ -44,8 +44,14 @@ def add_options(parser: argparse.ArgumentParser, mode: str) -> None:
         help=f"vsock address to {roles[1]}, also vsock://CID:PORT",
     )
     if mode == "vsock-to-ip":
-        parser.add_argument(
+        allowed = parser.add_mutually_exclusive_group()
+        allowed.add_argument(
             "--allow-cid", metavar="CID", action="append", help="accept only connections from this CID; repeatable"
+        )
+        allowed.add_argument(
+            "--allow-cids-from",
+            metavar="FILE",
+            help="accept only connections from the CIDs in FILE, one a line; read again when it changes",
         )
     parser.add_argument(
         "--print-address", action="store_true", help="print the address that is listened on, once it is (for port 0)"
@@ -108,8 +114,7 @@ def serve(args: argparse.Namespace) -> int:
         raise ConfigError(f"--vsock-addr {args.vsock_addr!r}", "", "it is not a vsock address")
     listen, upstream = (tcp, vsock) if args.mode == "ip-to-vsock" else (vsock, tcp)
     _check_upstream(upstream)
-    allowed = getattr(args, "allow_cid", None)
-    allowed_cids = None if allowed is None else {parse_cid(text) for text in allowed}
+    allowed_cids = _allowed_cids(args)
     limits = _limits_of(args)
 
     from enclavekit_core.logs import configure, get_logger
@@ -134,6 +139,15 @@ def serve(args: argparse.Namespace) -> int:
     finally:
         restore()
     return 0
+
+
+def _allowed_cids(args: argparse.Namespace) -> Collection[int] | None:
+    if (path := getattr(args, "allow_cids_from", None)) is not None:
+        from enclavekit_pf_proxy.cid_list import CidList
+
+        return CidList(path)
+    allowed = getattr(args, "allow_cid", None)
+    return None if allowed is None else {parse_cid(text) for text in allowed}
 
 
 def _check_upstream(upstream: Address) -> None:
