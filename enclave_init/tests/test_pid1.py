@@ -102,6 +102,23 @@ def test_child_gets_a_clean_process(machine):
         assert groups == "none"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a namespace made without root may not set groups")
+def test_unit_gets_the_groups_that_it_names_and_no_others(machine):
+    machine.unit(
+        "app",
+        sh("grep -E '^(Uid|Gid|Groups)' /proc/self/status | tr '\\t' ' '")
+        + "User = 33\nGroup = 44\nSupplementaryGroups = [8, 'mail', 'two']\n"
+        + OVER,
+    )
+    machine.file("/etc/group", "mail:x:8:\ntwo:x:9:\n")
+    assert machine.boot().wait()["exit_status"] == 0, machine.console
+    assert [line.split() for line in machine.log("app")] == [
+        ["Uid:", *["33"] * 4],
+        ["Gid:", *["44"] * 4],
+        ["Groups:", "8", "8", "9"],
+    ]
+
+
 def test_signals_ignored_by_pid1_are_default_in_children(machine):
     machine.unit("app", sh("grep SigIgn /proc/self/status") + OVER)
     machine.boot().wait()

@@ -125,17 +125,21 @@ def _encode_failure(step: str, exc: BaseException) -> bytes:
 
 
 def _take_identity(unit: Unit) -> None:
-    """Set uid, gid and no supplementary groups, with names as the unit's own root has them."""
+    """Set uid, gid and exactly the unit's supplementary groups, with names as the unit's own root has them."""
     uid, gid = 0, 0
     if unit.user:
         uid, gid = find_user(unit.user, read_account_file("/etc/passwd"))
     if unit.group:
         gid = find_group(unit.group, read_account_file("/etc/group"))
+    groups = []
+    if unit.supplementary_groups:
+        listed = read_account_file("/etc/group")
+        groups = [find_group(group, listed) for group in unit.supplementary_groups]
     try:
-        os.setgroups([])
+        os.setgroups(groups)
     except PermissionError:
         # a user namespace made without privilege has none of the outside's groups to lose, and may not set any
-        if not _groups_are_denied():
+        if not _groups_are_denied() or groups:
             raise
     if unit.user or unit.group:
         for fd in (1, 2):

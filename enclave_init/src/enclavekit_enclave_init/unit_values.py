@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 MAX_SECONDS = 86400.0 * 365
 MAX_ARGUMENTS = 4096
+MAX_GROUPS = 1024  # far above any image; the kernel's NGROUPS_MAX is 65536
 RESERVED_NAMES = frozenset({"enclave-init"})  # the log of PID 1 itself
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
@@ -193,6 +194,12 @@ def parse_account(value: object) -> str:
     if not name or ":" in name or name.startswith("-") or (name.isdigit() and int(name) >= 0xFFFFFFFF):
         raise ValueError(f"{name!r} is neither a name nor a number below 4294967295")
     return name
+
+
+def parse_accounts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > MAX_GROUPS:
+        raise ValueError(f"it must be a list of at most {MAX_GROUPS} names or numbers")
+    return tuple(parse_account(item) for item in value)
 
 
 def accept_one_of(*words: str) -> Callable[[object], str]:

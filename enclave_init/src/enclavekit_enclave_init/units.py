@@ -23,6 +23,7 @@ from enclavekit_enclave_init.unit_values import (
     accept_one_of,
     normalize_name,
     parse_account,
+    parse_accounts,
     parse_bind_paths,
     parse_command,
     parse_count,
@@ -60,6 +61,7 @@ class Unit:
     required_by: tuple[str, ...] = ()
     user: str = ""
     group: str = ""
+    supplementary_groups: tuple[str, ...] = ()
     root_directory: str = ""
     mount_api_vfs: bool = True
     stop_signal: int = signal.SIGTERM
@@ -109,6 +111,13 @@ KEYS: dict[str, Key] = {
     "User": Key("user", parse_account, "name or number", "root", "a name is looked up in the unit root's /etc/passwd"),
     "Group": Key(
         "group", parse_account, "name or number", "the user's", "a name is looked up in the unit root's /etc/group"
+    ),
+    "SupplementaryGroups": Key(
+        "supplementary_groups",
+        parse_accounts,
+        "list of names or numbers",
+        "[]",
+        "groups besides Group; a name is looked up in the unit root's /etc/group",
     ),
     "RootDirectory": Key("root_directory", parse_path, "path", "/", "the unit is chrooted there"),
     "MountAPIVFS": Key(
