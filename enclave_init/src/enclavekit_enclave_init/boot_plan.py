@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from enclavekit_core.split_files import PARTS_DIR, FileCapability, FileList, SplitFile
+
 from enclavekit_enclave_init.config import InitConfig
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8  # mount(2)
@@ -89,6 +91,44 @@ class LoadModule:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinFile:
+    file: SplitFile
+    required: bool = True  # an app with half a file is another app than the measured one
+
+    def __str__(self) -> str:
+        return f"join {self.file.names[0]} from {len(self.file.parts)} parts"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveDirectories:
+    """Empty directories, in this order."""
+
+    paths: tuple[str, ...]
+    required: bool = True
+
+    def __str__(self) -> str:
+        return f"remove {self.paths[-1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetCapability:
+    item: FileCapability
+    required: bool = False  # a kernel may have no extended attributes; the app then has fewer rights, not more
+
+    def __str__(self) -> str:
+        return f"give {self.item.name} its file capabilities"
+
+
+@dataclass(frozen=True, slots=True)
+class StartNsmRelay:
+    port: int
+    required: bool = True  # who announces an NSM and has none is not to be waited for
+
+    def __str__(self) -> str:
+        return f"start the NSM relay to vsock port {self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     cid: int
     port: int
@@ -101,6 +141,7 @@ class Heartbeat:
 
 Operation = (
     Mount | MakeDirectory | MakeLink | OpenConsole | SetHostname | BringLoopbackUp | LoadModule | Heartbeat
+    | JoinFile | RemoveDirectories | SetCapability | StartNsmRelay
 )  # fmt: skip
 
 # /proc comes first and outside this table: what is mounted is read from it
@@ -117,6 +158,8 @@ MOUNTS = (
     Mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"),
     Mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=1777"),  # noqa: S108 - a mount point
 )
+NO_FILES = FileList()
+NSM_PARAMETER = "enclavekit.nsm_port"  # on the kernel command line of the emulator's virtual machines
 LINKS = (
     MakeLink("/dev/fd", "/proc/self/fd"),
     MakeLink("/dev/stdin", "/proc/self/fd/0"),
@@ -162,11 +205,32 @@ def plan_machine(mounted: Collection[str]) -> list[Operation]:
     return plan
 
 
-def plan_system(config: InitConfig, *, owns_machine: bool, has_nsm: bool) -> list[Operation]:
+def plan_files(files: FileList) -> list[Operation]:
+    """Plan what makes the app's files whole: what their archive could not hold."""
+    plan: list[Operation] = [JoinFile(file) for file in files.split]
+    if files.split:
+        folders = {part.rpartition("/")[0] for file in files.split for part in file.parts} - {PARTS_DIR}
+        plan.append(RemoveDirectories((*sorted(folders), PARTS_DIR)))
+    plan += [SetCapability(item) for item in files.capabilities]
+    return plan
+
+
+def parse_nsm_port(cmdline: str) -> int:
+    """Return the vsock port that the emulator's boot parameter names; 0 without one, as on Nitro."""
+    values = [word.partition("=")[2] for word in cmdline.split() if word.startswith(f"{NSM_PARAMETER}=")]
+    port = values[-1] if values else ""
+    return int(port) if port.isascii() and port.isdigit() and len(port) <= 10 else 0
+
+
+def plan_system(
+    config: InitConfig, *, owns_machine: bool, has_nsm: bool, nsm_port: int = 0, files: FileList = NO_FILES
+) -> list[Operation]:
     """Plan what the configuration decides, up to the heartbeat, which says that all of it has worked.
 
     Args:
         has_nsm: /dev/nsm is there already, because the driver is built in or the machine is emulated.
+        nsm_port: where an emulator answers for the NSM that this machine has not; 0: it is no such machine.
+        files: what the image's archive could not hold as it is.
     """
     plan: list[Operation] = []
     if owns_machine:
@@ -177,6 +241,9 @@ def plan_system(config: InitConfig, *, owns_machine: bool, has_nsm: bool) -> lis
     if config.hostname:
         plan.append(SetHostname(config.hostname))
     plan += [BringLoopbackUp(), MakeDirectory(config.log_dir, 0o755)]
+    plan += plan_files(files)
+    if owns_machine and nsm_port and not has_nsm:
+        plan.append(StartNsmRelay(nsm_port))
     if config.vsock.enabled:
         plan.append(Heartbeat(config.vsock.cid, config.vsock.port, config.vsock.timeout_s))
     return plan

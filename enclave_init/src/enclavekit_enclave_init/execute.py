@@ -17,6 +17,8 @@ from enclavekit_core.errors import EnclavekitError, InputError, describe_cause
 from enclavekit_enclave_init import boot_plan as plan
 from enclavekit_enclave_init import syscalls
 from enclavekit_enclave_init.heartbeat import send_heartbeat
+from enclavekit_enclave_init.join import join_file, set_capability
+from enclavekit_enclave_init.nsm_relay import start_nsm_relay
 
 Log = Callable[[str], None]
 
@@ -68,6 +70,15 @@ def _run(operation: plan.Operation) -> str:
             syscalls.bring_loopback_up()
         case plan.LoadModule(path, optional, unlink):
             return _load_module(path, optional, unlink)
+        case plan.JoinFile(file):
+            join_file(file)
+        case plan.RemoveDirectories(paths):
+            for path in paths:
+                os.rmdir(path)
+        case plan.SetCapability(item):
+            set_capability(item.name, bytes.fromhex(item.value))
+        case plan.StartNsmRelay(port):
+            start_nsm_relay(port)
         case plan.Heartbeat(cid, port, timeout_s):
             send_heartbeat(cid, port, timeout_s)
     return ""

@@ -20,8 +20,10 @@ from enclavekit_enclave_init.console import Console
 from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.execute import read_mounted, run_operations
+from enclavekit_enclave_init.join import read_file_list
 from enclavekit_enclave_init.journal import NAME, Journal
 from enclavekit_enclave_init.kernel_features import describe_missing
+from enclavekit_enclave_init.nsm_relay import read_nsm_port
 from enclavekit_enclave_init.ordering import plan_start
 from enclavekit_enclave_init.output import LogFile
 from enclavekit_enclave_init.report import send_report
@@ -56,7 +58,13 @@ class Enclave:
         self.config = read_config(CONFIG_PATH, required=False)
         units = read_units(self.config.service_dir)
         supervisor = prepare_supervisor(units, self.journal)
-        system = boot_plan.plan_system(self.config, owns_machine=self.owns_machine, has_nsm=os.path.exists("/dev/nsm"))
+        system = boot_plan.plan_system(
+            self.config,
+            owns_machine=self.owns_machine,
+            has_nsm=os.path.exists("/dev/nsm"),
+            nsm_port=read_nsm_port() if self.owns_machine else 0,
+            files=read_file_list(),
+        )
         run_operations(system, self.journal, lambda: None)
         if self.owns_machine:  # on a process machine the kernel is the host's, and vsock and NSM are emulated
             for line in describe_missing():
