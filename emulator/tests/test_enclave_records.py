@@ -6,14 +6,15 @@ import os
 import signal
 
 import pytest
+from enclavekit_core.nitro_errors import NITRO_ERRORS
+from enclavekit_core.processes import ProcessId, boot_id, identify, is_alive
 from enclavekit_emulator.boot_pcrs import boot_pcrs
 from enclavekit_emulator.console import ConsoleBuffer, printable
-from enclavekit_emulator.enclave_end import make_end_record
+from enclavekit_emulator.enclave_end import describe_init_end, is_orderly, make_end_record
 from enclavekit_emulator.leftovers import remove_leftovers, remove_tree
 from enclavekit_emulator.memory_limit import plan_hierarchies
-from enclavekit_emulator.nitro_errors import ERRORS, NitroError, explain
+from enclavekit_emulator.nitro_errors import NitroError, explain
 from enclavekit_emulator.parent_ports import ExitReport
-from enclavekit_emulator.processes import ProcessId, boot_id, identify, is_alive
 from enclavekit_emulator.state import MAX_ENDED_RECORDS, EnclaveRecord, EnclaveStore, EndRecord
 
 
@@ -133,6 +134,13 @@ def test_console_lines_are_harmless():
 POWERED_OFF, RESTARTED, EXITED_3 = signal.SIGINT, signal.SIGHUP, 3 << 8
 
 
+def end_of(status, report, *, out_of_memory=False):
+    return make_end_record(
+        make_record(), describe_init_end(status), report,
+        orderly=is_orderly(status), terminated=False, out_of_memory=out_of_memory,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("status", "report", "expected"),
     [
@@ -147,12 +155,12 @@ POWERED_OFF, RESTARTED, EXITED_3 = signal.SIGINT, signal.SIGHUP, 3 << 8
     ],
 )
 def test_command_status_of_an_end(status, report, expected):
-    end = make_end_record(make_record(), int(status), report, terminated=False, out_of_memory=False)
+    end = end_of(int(status), report)
     assert end.command_status() == expected
 
 
 def test_out_of_memory_is_the_reason_and_never_a_success():
-    end = make_end_record(make_record(), int(POWERED_OFF), None, terminated=False, out_of_memory=True)
+    end = end_of(int(POWERED_OFF), None, out_of_memory=True)
     assert "64 MiB" in end.reason
     assert end.command_status() == 255
 
@@ -193,4 +201,4 @@ def test_error_is_the_number():
     error = NitroError(26, "cannot run a.eif: it is too large", ("  console: x",))
     assert error.exit_code == 26
     assert str(error) == ("[ E26 ] Insufficient memory requested: cannot run a.eif: it is too large\n  console: x")
-    assert all(explain(number).startswith(f"[ E{number:02} ]") for number in ERRORS)
+    assert all(explain(number).startswith(f"[ E{number:02} ]") for number in NITRO_ERRORS)

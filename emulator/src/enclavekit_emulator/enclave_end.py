@@ -33,15 +33,22 @@ def is_orderly(status: int) -> bool:
 
 
 def make_end_record(
-    record: EnclaveRecord, status: int, report: ExitReport | None, *, terminated: bool, out_of_memory: bool
+    record: EnclaveRecord,
+    reason: str,
+    report: ExitReport | None,
+    *,
+    orderly: bool,
+    terminated: bool,
+    out_of_memory: bool,
 ) -> EndRecord:
     """Return how the enclave ended.
 
     Args:
+        reason: what its first process or its machine left behind, in words.
+        orderly: it ended the way that one is switched off when its app is done.
         report: what PID 1 said about the app; it is the enclave's word, and a hostile one may lie.
         terminated: a user asked for the end.
     """
-    reason = describe_init_end(status)
     if report is not None and report.reason:
         reason = report.reason
     if out_of_memory:
@@ -53,7 +60,7 @@ def make_end_record(
         exit_status, number, unit = report.exit_status, report.signal, report.unit
     if exit_status is None and number is None and (report is None or terminated):
         # nobody said how the app ended: a machine that was switched off in order is a success, anything else is not
-        exit_status = 0 if is_orderly(status) and not out_of_memory else None
+        exit_status = 0 if orderly and not out_of_memory else None
     return EndRecord(
         enclave_id=record.enclave_id,
         name=record.name,

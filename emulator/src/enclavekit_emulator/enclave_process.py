@@ -27,6 +27,7 @@ from typing import NoReturn, TypeVar
 from enclavekit_core.errors import EnclavekitError
 
 from enclavekit_emulator import namespaces as ns
+from enclavekit_emulator.enclave_end import describe_init_end, is_orderly
 from enclavekit_emulator.id_map import IdMap, write_id_map
 from enclavekit_emulator.memory_limit import join_memory_group
 from enclavekit_emulator.nitro_errors import BOOT_FAILURE, EIF_PARSING, NitroError
@@ -90,6 +91,14 @@ class EnclaveProcess:
         _, status = os.waitpid(self.pid, 0)
         self.forget()
         return status
+
+    def describe_end(self, status: int) -> str:
+        """Return how PID 1 ended, in words."""
+        return describe_init_end(status)
+
+    def is_orderly(self, status: int) -> bool:
+        """Say whether PID 1 ended the way that a machine is switched off."""
+        return is_orderly(status)
 
     def forget(self) -> None:
         if self.pidfd >= 0:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import os
 
+from enclavekit_core.processes import boot_id, identify
+
 from enclavekit_emulator.daemon import Front, start_daemon
 from enclavekit_emulator.id_map import MAX_SLOTS, plan_id_map, read_account
 from enclavekit_emulator.identity import new_enclave_id
 from enclavekit_emulator.image import check_readable, open_image
 from enclavekit_emulator.leftovers import remove_leftovers
 from enclavekit_emulator.nitro_errors import NitroError
-from enclavekit_emulator.processes import boot_id, identify
+from enclavekit_emulator.qemu_command import Announcement
+from enclavekit_emulator.qemu_machine import find_qemu
 from enclavekit_emulator.run_request import RunRequest, boot_timeout_s, check_memory, unique_name
 from enclavekit_emulator.state import EnclaveRecord, EnclaveStore
 from enclavekit_emulator.supervisor import Launch, Supervisor
@@ -38,6 +41,7 @@ def launch(store: EnclaveStore, request: RunRequest, faults: tuple[str, ...] = (
             boot_timeout_s=boot_timeout_s(size_bytes, request.memory_mib),
             attach_console=request.attach_console,
             faults=faults,
+            announcement=None if request.announcement is None else Announcement(request.announcement),
         )
         os.mkdir(store.directory(record.enclave_id), 0o700)
         store.write(record)
@@ -76,6 +80,17 @@ def _claim(store: EnclaveStore, request: RunRequest, eif_path: str) -> EnclaveRe
         cpu_ids=request.cpu_ids,
         debug_mode=request.debug_mode,
         eif_path=eif_path,
+        machine=choose_machine(request.machine, eif_path),
         boot_id=boot_id(),
         supervisor=supervisor,
     )
+
+
+def choose_machine(named: str, eif_path: str) -> str:
+    """Return process or qemu; auto is qemu where there is one for the image's architecture."""
+    if named != "auto":
+        return named
+    from enclavekit_eif.reader import arch_name
+
+    with open_image(eif_path) as eif:
+        return "qemu" if find_qemu(arch_name(eif)) else "process"

@@ -12,8 +12,9 @@ import os
 import shutil
 import stat
 
+from enclavekit_core.processes import boot_id, kill_and_wait
+
 from enclavekit_emulator.memory_limit import remove_memory_group
-from enclavekit_emulator.processes import boot_id, kill_and_wait
 from enclavekit_emulator.state import EnclaveRecord, EnclaveStore
 
 MAX_KILL_WAIT_S = 10.0  # a PID 1 under SIGKILL first waits for all processes of its namespace

@@ -22,6 +22,7 @@ from enclavekit_emulator.console import printable
 
 HEARTBEAT_PORT = 9000
 EXIT_REPORT_PORT = 9002
+NSM_PORT = 9004  # of virtual machines: what /dev/nsm is to the others; the boot parameter names it
 HEARTBEAT = b"\xb7"
 MAX_REPORT_BYTES = 16 * 1024  # a reason of 1000 characters, each escaped to 12 bytes at worst
 MAX_CONNECTIONS = 4  # an honest enclave makes one

@@ -37,6 +37,10 @@ class RunRequest:
     """Implies debug_mode."""
     name: str = ""
     """Default: the file name of the image without `.eif`."""
+    machine: str = "process"
+    """process, qemu or auto."""
+    announcement: str | None = None
+    """Of a virtual machine's devices, cmdline or acpi; None: as the image's kernel needs it."""
 
 
 def parse_memory_mib(text: str) -> int:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from enclavekit_emulator.processes import ProcessId, boot_id, is_alive
+from enclavekit_core.processes import ProcessId, boot_id, is_alive
 
 STATE_FILE = "state.json"
 CONTROL_SOCKET = "control.sock"
@@ -48,6 +48,8 @@ class EnclaveRecord:
     boot_id: str
     """Of the machine: a record of another boot describes nothing that still exists."""
     supervisor: ProcessId
+    machine: str = "process"
+    """process or qemu."""
     state: str = "EMPTY"
     """EMPTY (starting), RUNNING, TERMINATING: nitro-cli's words."""
     init: ProcessId | None = None

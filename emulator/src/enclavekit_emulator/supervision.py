@@ -10,8 +10,10 @@ import os
 import signal
 from typing import TYPE_CHECKING, BinaryIO
 
+from enclavekit_core.processes import catches_signal
+
 from enclavekit_emulator.console import ConsoleBuffer
-from enclavekit_emulator.enclave_end import describe_init_end, make_end_record
+from enclavekit_emulator.enclave_end import make_end_record
 from enclavekit_emulator.memory_limit import ran_out_of_memory
 from enclavekit_emulator.nitro_errors import BOOT_FAILURE, NitroError
 from enclavekit_emulator.parent_ports import (
@@ -21,11 +23,11 @@ from enclavekit_emulator.parent_ports import (
     receive_exit_report,
     receive_heartbeat,
 )
-from enclavekit_emulator.processes import catches_signal
 from enclavekit_emulator.state import CONSOLE_FILE
 
 if TYPE_CHECKING:
     from enclavekit_emulator.enclave_process import EnclaveProcess
+    from enclavekit_emulator.qemu_machine import QemuMachine
     from enclavekit_emulator.supervisor import Supervisor
 
 STOP_GRACE_S = 20.0  # from SIGTERM to SIGKILL: PID 1 stops its units one after the other
@@ -43,8 +45,8 @@ END_TURNS = 50  # of the loop, for an exit report that lies in a socket already 
 
 async def supervise(owner: Supervisor) -> None:
     """Stay with a started enclave until it has ended and its traces are gone. Raises NitroError if it does not boot."""
-    assert owner.process is not None
-    life = _Life(owner, owner.process)
+    assert owner.machine is not None
+    life = _Life(owner, owner.machine)
     try:
         await life.listen()
         await life.boot()
@@ -55,9 +57,9 @@ async def supervise(owner: Supervisor) -> None:
 
 
 class _Life:
-    def __init__(self, owner: Supervisor, process: EnclaveProcess) -> None:
+    def __init__(self, owner: Supervisor, machine: EnclaveProcess | QemuMachine) -> None:
         self._owner = owner
-        self._process = process
+        self._machine = machine
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._stop = asyncio.Event()
@@ -86,7 +88,7 @@ class _Life:
         if owner.record.debug_mode:
             path = os.path.join(owner.store.directory(owner.record.enclave_id), CONSOLE_FILE)
             self._console_file = open(path, "wb", buffering=0)  # noqa: SIM115, ASYNC230 - closed with the rest; local
-        self._loop.add_reader(self._process.pidfd, self._set, self._ended)
+        self._loop.add_reader(self._machine.pidfd, self._set, self._ended)
         self._loop.add_reader(owner.console, self._read_console)
         owner.front.setblocking(False)
         self._loop.add_reader(owner.front.fileno(), self._on_front_gone)
@@ -101,8 +103,8 @@ class _Life:
     def _set(self, event: asyncio.Event) -> None:
         event.set()
         self._changed.set()
-        if event is self._ended and self._process.pidfd >= 0:
-            self._loop.remove_reader(self._process.pidfd)
+        if event is self._ended and self._machine.pidfd >= 0:
+            self._loop.remove_reader(self._machine.pidfd)
 
     def _on_front_gone(self) -> None:
         """Whoever ran run-enclave has left: an enclave that it never heard of must not stay."""
@@ -139,7 +141,7 @@ class _Life:
             cause = f"its heartbeat was 0x{self._heartbeat.hex()}, not 0x{HEARTBEAT.hex()}"
         elif self._ended.is_set():
             self._drain_console()
-            cause = f"{describe_init_end(self._process.reap())} before its heartbeat"
+            cause = f"{self._machine.describe_end(self._machine.reap())} before its heartbeat"
             if owner.record.cgroup and ran_out_of_memory(owner.record.cgroup):
                 cause = f"it ran out of its {owner.record.memory_mib} MiB: {cause}"
         elif self._stop.is_set():
@@ -168,19 +170,25 @@ class _Life:
         self._drain_console()
         group = owner.record.cgroup
         out_of_memory = group is not None and ran_out_of_memory(group)
+        status = self._machine.reap()
         owner.end = make_end_record(
-            owner.record, self._process.reap(), self._report, terminated=terminated, out_of_memory=out_of_memory
+            owner.record,
+            self._machine.describe_end(status),
+            self._report,
+            orderly=self._machine.is_orderly(status),
+            terminated=terminated,
+            out_of_memory=out_of_memory,
         )
 
     async def _terminate(self) -> None:
         self._owner.update(state="TERMINATING")
         # the kernel ignores signals for which PID 1 has no handler: then there is nothing to wait for
-        if catches_signal(self._process.pid, signal.SIGTERM):
-            signal.pidfd_send_signal(self._process.pidfd, signal.SIGTERM)
+        if catches_signal(self._machine.pid, signal.SIGTERM):
+            signal.pidfd_send_signal(self._machine.pidfd, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), STOP_GRACE_S)
         if not self._ended.is_set():
-            signal.pidfd_send_signal(self._process.pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self._machine.pidfd, signal.SIGKILL)
             await self._ended.wait()
 
     def stop_listening(self) -> None:
@@ -190,8 +198,8 @@ class _Life:
         owner = self._owner
         for number in STOP_SIGNALS:
             self._loop.remove_signal_handler(number)
-        if self._process.pidfd >= 0:
-            self._loop.remove_reader(self._process.pidfd)
+        if self._machine.pidfd >= 0:
+            self._loop.remove_reader(self._machine.pidfd)
         if owner.console >= 0:
             self._loop.remove_reader(owner.console)
         if owner.front.fileno() >= 0:

@@ -19,26 +19,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from enclavekit_core.errors import EnclavekitError
-from enclavekit_core.fabric import write_record
+from enclavekit_core.processes import identify
 
-from enclavekit_emulator import leftovers, memory_limit
-from enclavekit_emulator.enclave_process import EnclaveProcess, spawn
+from enclavekit_emulator import leftovers
+from enclavekit_emulator.boot import boot_process, boot_qemu
+from enclavekit_emulator.enclave_process import EnclaveProcess
 from enclavekit_emulator.id_map import IdMap
-from enclavekit_emulator.image import describe_labels, file_identity, measure_image, open_image, open_ramdisks
-from enclavekit_emulator.nitro_errors import BOOT_FAILURE, EIF_PARSING, NitroError
-from enclavekit_emulator.parent_ports import EXIT_REPORT_PORT, HEARTBEAT_PORT, listen_unix
-from enclavekit_emulator.processes import identify
-from enclavekit_emulator.root_fs import RootPlan
-from enclavekit_emulator.run_request import MIB
-from enclavekit_emulator.state import (
-    CONTROL_SOCKET,
-    NSM_SOCKET,
-    ROOT_DIRECTORY,
-    EnclaveRecord,
-    EnclaveStore,
-    EndRecord,
-)
+from enclavekit_emulator.nitro_errors import BOOT_FAILURE, NitroError
+from enclavekit_emulator.qemu_command import Announcement
+from enclavekit_emulator.qemu_machine import QemuMachine
+from enclavekit_emulator.state import EnclaveRecord, EnclaveStore, EndRecord
 
+BOOTS = {"process": boot_process, "qemu": boot_qemu}
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # nitro-cli's enclave process, too
 
 
@@ -57,6 +49,8 @@ class Launch:
     """Whoever started it is about to read the console: an enclave that ends at once waits for that."""
     faults: tuple[str, ...] = ()
     """Names of NSM misbehaviours, for tests of relying parties."""
+    announcement: Announcement | None = None
+    """How a virtual machine announces its devices; None: as the image's kernel needs it."""
 
 
 class Supervisor:
@@ -67,7 +61,7 @@ class Supervisor:
         self.launch = launch
         self.record = launch.record
         self.front = front
-        self.process: EnclaveProcess | None = None
+        self.machine: EnclaveProcess | QemuMachine | None = None
         self.console = -1
         self.listeners: dict[str, socket.socket] = {}
         self.notes = [launch.id_map.note] if launch.id_map.note else []
@@ -83,7 +77,7 @@ class Supervisor:
         try:
             self.update(supervisor=identify(os.getpid()))
             self.tell({"claimed": True})
-            self._start()
+            BOOTS[self.record.machine](self)
             asyncio.run(supervise(self))
         except NitroError as exc:
             self.clean_up()
@@ -113,64 +107,8 @@ class Supervisor:
         with contextlib.suppress(OSError):
             self.front.sendall(json.dumps(message).encode() + b"\n")
 
-    def _start(self) -> None:
-        """Bring the enclave up to where its /init runs. Raises NitroError, Stopped."""
-        id_map = self.launch.id_map
-        record = self.record
-        eif = open_image(record.eif_path)
-        identity = file_identity(eif)
-        self._make_directories()
-        limit_bytes = record.memory_mib * MIB
-        self.update(cgroup=memory_limit.create_memory_group(record.enclave_id, limit_bytes))
-        root = RootPlan(
-            mount_point=os.path.join(self.store.directory(record.enclave_id), ROOT_DIRECTORY),
-            size_bytes=limit_bytes,
-            cid=record.cid,
-            fabric_directory=self.store.fabric_directory(record.cid),
-            parent_fabric_directory=self.store.fabric_directory(3),
-            nsm_socket=os.path.join(self.store.directory(record.enclave_id), NSM_SOCKET),
-            single_user=id_map.is_single,
-            extract=open_ramdisks(eif, single_user=id_map.is_single),
-        )
-        self.process = spawn(root, id_map, self.record.cgroup, limit_bytes)
-        self.update(init=identify(self.process.pid))
-        if not self.process.memory_is_grouped:
-            self.notes.append("no cgroup can be made here: memory is limited per process, not for the whole enclave")
-        # PID 1 unpacks the image meanwhile
-        measurements = measure_image(eif)
-        self.update(measurements=measurements, image=describe_labels(eif))
-        self._serve_nsm(measurements)
-        namespace, self.console = self.process.wait_until_built()
-        if file_identity(eif) != identity:
-            raise NitroError(EIF_PARSING, f"cannot run {record.eif_path}: it changed while it was loaded")
-        write_record(
-            self.store.registry_record(record.cid),
-            {
-                "cid": record.cid,
-                "transport": "fabric",
-                "pid_namespace": namespace,
-                "enclave_id": record.enclave_id,
-            },
-        )
-        self.process.start_init()
-
-    def _make_directories(self) -> None:
-        own = self.store.directory(self.record.enclave_id)
-        fabric = self.store.fabric_directory(self.record.cid)
-        root = (self.launch.id_map.root_uid, self.launch.id_map.root_gid)
-        os.mkdir(os.path.join(own, ROOT_DIRECTORY), 0o755)
-        os.mkdir(fabric, 0o755)
-        os.mkdir(os.path.join(fabric, "parent"), 0o755)
-        self.listeners = {
-            "heartbeat": listen_unix(os.path.join(fabric, "parent"), f"{HEARTBEAT_PORT}.sock", 0o666),
-            "exit": listen_unix(os.path.join(fabric, "parent"), f"{EXIT_REPORT_PORT}.sock", 0o666),
-            "control": listen_unix(own, CONTROL_SOCKET, 0o600),
-            # as devtmpfs makes it: for root only, until somebody inside decides otherwise
-            "nsm": listen_unix(own, NSM_SOCKET, 0o600, root),
-        }
-        os.chown(fabric, *root)  # last: from here its owner can put there what it likes
-
-    def _serve_nsm(self, measurements: dict[str, str]) -> None:
+    def serve_nsm(self, measurements: dict[str, str]) -> None:
+        """Let the NSM answer on the listener made for it, with the PCRs of this very image."""
         from enclavekit_emulator.boot_pcrs import boot_pcrs
         from enclavekit_emulator.identity import emulator_state_dir
         from enclavekit_emulator.nsm_server import serve_nsm
@@ -189,9 +127,9 @@ class Supervisor:
         for number in STOP_SIGNALS:
             with contextlib.suppress(ValueError):
                 signal.signal(number, signal.SIG_IGN)
-        if self.process is not None:
-            self.process.kill()
-            self.process = None
+        if self.machine is not None:
+            self.machine.kill()
+            self.machine = None
         if self.console >= 0:
             os.close(self.console)
             self.console = -1

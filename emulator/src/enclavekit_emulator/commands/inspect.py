@@ -9,8 +9,10 @@ import re
 import sys
 from collections.abc import Iterator
 
+from enclavekit_core.nitro_errors import NITRO_ERRORS, parse_error_code
+
 from enclavekit_emulator.image import check_readable
-from enclavekit_emulator.nitro_errors import ERRORS, NitroError, explain
+from enclavekit_emulator.nitro_errors import NitroError, explain
 
 CHUNK_BYTES = 1024 * 1024
 MAX_CERTIFICATE_BYTES = 64 * 1024
@@ -77,12 +79,11 @@ def _certificate_der(path: str) -> bytes:
 
 
 def run_explain(args: argparse.Namespace) -> int:
-    """Print the meaning on stderr, as nitro-cli does. Raises NitroError 3 for a number that is never printed."""
-    digits = args.error_code.upper().removeprefix("E")
-    if not (digits.isascii() and digits.isdigit()) or int(digits) not in ERRORS:
-        known = ", ".join(f"E{number:02}" for number in ERRORS)
-        raise NitroError(3, f"cannot explain {args.error_code}: the numbers that this emulator uses are {known}")
-    print(explain(int(digits)), file=sys.stderr)
+    """Print the meaning on stderr, as nitro-cli does. Raises NitroError 3 for a number that nitro-cli has not."""
+    number = parse_error_code(args.error_code)
+    if number is None:
+        raise NitroError(3, f"cannot explain {args.error_code}: the numbers are E00 to E{max(NITRO_ERRORS)}")
+    print(explain(number), file=sys.stderr)
     return 0
 
 

@@ -75,8 +75,9 @@ def run_terminate(args: argparse.Namespace) -> int:
 
 def _terminate(store: EnclaveStore, record: EnclaveRecord) -> dict[str, Any]:
     """End an enclave; when this returns its process, too, has ended."""
+    from enclavekit_core.processes import is_alive, kill_and_wait, wait_for_end
+
     from enclavekit_emulator.control import ControlClient
-    from enclavekit_emulator.processes import is_alive, kill_and_wait, wait_for_end
 
     try:
         handle = os.pidfd_open(record.supervisor.pid)

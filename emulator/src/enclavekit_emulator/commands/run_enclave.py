@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 
@@ -43,6 +44,19 @@ def add_parser(subcommands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--attach-console", action="store_true", help="--debug-mode, and show the console at once")
     parser.add_argument("--config", metavar="FILE", help="JSON with the same settings; excludes the other flags")
     parser.add_argument(
+        "--machine",
+        choices=("process", "qemu", "auto"),
+        default="process",
+        help="namespaces on this kernel, or a virtual machine with the image's own; auto: the latter if there is a "
+        "QEMU; not in nitro-cli",
+    )
+    parser.add_argument(
+        "--announce-devices",
+        choices=("cmdline", "acpi"),
+        help="with --machine qemu: on the kernel command line as Nitro does, or by ACPI (default: what the image's "
+        "kernel needs)",
+    )
+    parser.add_argument(
         "--insecure-nsm-fault",
         action="append",
         default=[],
@@ -54,7 +68,7 @@ def add_parser(subcommands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Run the command. Raises NitroError."""
-    request = _request(parser, args)
+    request = dataclasses.replace(_request(parser, args), machine=args.machine, announcement=args.announce_devices)
     if args.insecure_nsm_fault:
         from enclavekit_emulator.faults import parse_faults
 

@@ -7,6 +7,7 @@ Duplicate keys, which YAML libraries let the last of win, are an error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ import yaml
 from enclavekit_core.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1024 * 1024  # nobody writes more by hand; keeps alias bombs small
+PATH_STEP = re.compile(r"\[(\d+|\.\.\.)\]|([^.\[\]]+)")  # of msgspec's paths
+UNKNOWN_FIELD = re.compile(r"unknown field `(.*)`")
 Value = TypeVar("Value")
 
 
@@ -59,7 +62,31 @@ def parse_config(kind: type[Value], text: str | bytes, source: str) -> Value:
         return msgspec.convert({} if raw is None else raw, kind)
     except msgspec.ValidationError as exc:
         reason, _, where = str(exc).partition(" - at `$")
-        raise ConfigError(source, where.rstrip("`").lstrip("."), reason[:1].lower() + reason[1:]) from exc
+        where = where.rstrip("`").lstrip(".")
+        number = _find_line(text, where, reason)
+        place = f" (line {number})" if number else ""
+        raise ConfigError(source, where, reason[:1].lower() + reason[1:] + place) from exc
+
+
+def _find_line(text: str | bytes, where: str, reason: str) -> int:
+    """Return the line, from 1, of what msgspec complains about at `where` (`a.b[0]`); 0 if it cannot be told."""
+    node = yaml.compose(text, Loader=_StrictLoader)
+    unknown = UNKNOWN_FIELD.search(reason)
+    steps = [*PATH_STEP.findall(where), *([("", unknown[1])] if unknown else [])]
+    line = 0
+    for index, key in steps:
+        if isinstance(node, yaml.SequenceNode) and index.isdigit() and int(index) < len(node.value):
+            node = node.value[int(index)]
+            line = node.start_mark.line + 1
+        elif isinstance(node, yaml.MappingNode):
+            pairs = [pair for pair in node.value if getattr(pair[0], "value", None) == key]
+            if not pairs:
+                return line  # a key of a free mapping, which msgspec does not name
+            line = pairs[0][0].start_mark.line + 1
+            node = pairs[0][1]
+        else:
+            return line
+    return line
 
 
 def load_config(kind: type[Value], path: str) -> Value:

@@ -3,7 +3,8 @@
 
 The kernel says it on each transport: AF_VSOCK has the CID in the peer's name; on the fabric's Unix sockets
 SO_PEERCRED has the pid, which a peer cannot choose. Seen from inside an enclave a process outside its PID namespace
-has pid 0: that is the parent. Seen from the host the PID namespace of the pid says which enclave it is.
+has pid 0: that is the parent. Seen from the host the PID namespace of the pid says which enclave it is, or the pid
+itself: a virtual machine's connections are made by its device's process, which the registry names.
 """
 
 from __future__ import annotations
@@ -52,13 +53,14 @@ def _cid_of_pid(pid: int) -> int | None:
         return CID_PARENT if pid == 0 else own
     try:
         space = os.stat(f"/proc/{pid}/ns/pid").st_ino
-        if space == os.stat("/proc/self/ns/pid").st_ino:
-            return CID_PARENT
+        is_outside = space == os.stat("/proc/self/ns/pid").st_ino
     except OSError:
         return None
+    # outside of all enclaves there is the parent, and the processes that carry virtual machines' connections
+    key, value = ("device_pid", pid) if is_outside else ("pid_namespace", space)
     registry = os.path.join(fabric.runtime_dir(), "registry")
     for name in os.listdir(registry):
         record = fabric.read_record(os.path.join(registry, name))
-        if record and record.get("pid_namespace") == space and isinstance(cid := record.get("cid"), int):
+        if record and record.get(key) == value and isinstance(cid := record.get("cid"), int):
             return cid
-    return None
+    return CID_PARENT if is_outside else None

@@ -51,24 +51,27 @@ class Setting(StrictConfig, frozen=True, omit_defaults=True):
 Schema = dict[str, Setting]
 
 
-def check_schema(schema: Schema, source: str) -> None:
-    """Raise ConfigError for a schema that contradicts itself: names, patterns, defaults, words of another type."""
+def check_schema(schema: Schema, source: str, prefix: str = "") -> None:
+    """Raise ConfigError for a schema that contradicts itself: names, patterns, defaults, words of another type.
+
+    Args: prefix: stands before the setting's name in the error's key.
+    """
     if len(schema) > MAX_SETTINGS:
         raise ConfigError(source, "", f"there are {len(schema)} settings, there can be {MAX_SETTINGS}")
     for name, setting in schema.items():
         if not _NAME.fullmatch(name):
-            raise ConfigError(source, name, "a setting's name is that of an environment variable")
+            raise ConfigError(source, prefix + name, "a setting's name is that of an environment variable")
         for word, owner in (("minimum", "integer"), ("maximum", "integer"), ("pattern", "string")):
             if getattr(setting, word) is not None and setting.type != owner:
-                raise ConfigError(source, f"{name}.{word}", f"it is for type {owner}")
+                raise ConfigError(source, f"{prefix}{name}.{word}", f"it is for type {owner}")
         if setting.pattern is not None:
             try:
                 re.compile(setting.pattern)
             except re.error as exc:
-                raise ConfigError(source, f"{name}.pattern", f"it is no regular expression: {exc}") from exc
+                raise ConfigError(source, f"{prefix}{name}.pattern", f"it is no regular expression: {exc}") from exc
         for value in (*(setting.enum or ()), *(() if setting.default is None else (setting.default,))):
             if problem := _find_problem(setting, value):
-                raise ConfigError(source, name, f"{value!r}, which the schema itself names, {problem}")
+                raise ConfigError(source, prefix + name, f"{value!r}, which the schema itself names, {problem}")
 
 
 def resolve_values(schema: Schema, given: object, source: str) -> dict[str, Value]:

@@ -36,15 +36,20 @@ def is_alive(process: ProcessId) -> bool:
 
 def kill_and_wait(process: ProcessId, timeout_s: float) -> bool:
     """SIGKILL a process that need not be our child; say whether it has ended within the time."""
+    return signal_and_wait(process, signal.SIGKILL, timeout_s)
+
+
+def signal_and_wait(process: ProcessId, number: int, timeout_s: float) -> bool:
+    """Send a signal to a process that need not be our child; say whether it has ended within the time."""
     try:
         handle = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return True
     try:
-        # the handle names what runs now: only after this check is it certain that it is ours to kill
+        # the handle names what runs now: only after this check is it certain that it is the one meant
         if not is_alive(process):
             return True
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        signal.pidfd_send_signal(handle, number)
         return wait_for_end(handle, timeout_s)
     except ProcessLookupError:
         return True

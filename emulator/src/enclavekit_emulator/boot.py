@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a claimed record to a running first instruction, on either machine; called by the supervisor, which cleans up.
+
+process   PID 1 is forked first and unpacks the image while it is measured; it executes /init when both are done
+qemu      QEMU and its device are forked first and wait; QEMU runs when the image is measured and the NSM is there
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from enclavekit_core.fabric import write_record
+from enclavekit_core.processes import identify
+
+from enclavekit_emulator import enclave_process, memory_limit, qemu_machine
+from enclavekit_emulator.image import describe_labels, file_identity, measure_image, open_image, open_ramdisks
+from enclavekit_emulator.kvm_trial import choose_accelerator
+from enclavekit_emulator.nitro_errors import BOOT_FAILURE, EIF_PARSING, NitroError
+from enclavekit_emulator.parent_ports import EXIT_REPORT_PORT, HEARTBEAT_PORT, NSM_PORT, listen_unix
+from enclavekit_emulator.qemu_command import BINARIES, NSM_PARAMETER, Announcement, QemuPlan, with_parameter
+from enclavekit_emulator.root_fs import RootPlan
+from enclavekit_emulator.run_request import MIB
+from enclavekit_emulator.state import CONTROL_SOCKET, NSM_SOCKET, ROOT_DIRECTORY
+from enclavekit_emulator.tsc import measure_tsc_khz
+
+if TYPE_CHECKING:
+    from enclavekit_eif.reader import Eif
+
+    from enclavekit_emulator.supervisor import Supervisor
+
+
+def boot_process(owner: Supervisor) -> None:
+    """Start the enclave in namespaces of its own. Raises NitroError."""
+    record, id_map = owner.record, owner.launch.id_map
+    own, fabric = owner.store.directory(record.enclave_id), owner.store.fabric_directory(record.cid)
+    eif = open_image(record.eif_path)
+    identity = file_identity(eif)
+    root_ids = (id_map.root_uid, id_map.root_gid)
+    os.mkdir(os.path.join(own, ROOT_DIRECTORY), 0o755)
+    _listen(owner)
+    # as devtmpfs makes it: for root only, until somebody inside decides otherwise
+    owner.listeners["nsm"] = listen_unix(own, NSM_SOCKET, 0o600, root_ids)
+    os.chown(fabric, *root_ids)  # last: from here its owner can put there what it likes
+    limit_bytes = record.memory_mib * MIB
+    owner.update(cgroup=memory_limit.create_memory_group(record.enclave_id, limit_bytes))
+    root = RootPlan(
+        mount_point=os.path.join(own, ROOT_DIRECTORY),
+        size_bytes=limit_bytes,
+        cid=record.cid,
+        fabric_directory=fabric,
+        parent_fabric_directory=owner.store.fabric_directory(3),
+        nsm_socket=os.path.join(own, NSM_SOCKET),
+        single_user=id_map.is_single,
+        extract=open_ramdisks(eif, single_user=id_map.is_single),
+    )
+    process = enclave_process.spawn(root, id_map, owner.record.cgroup, limit_bytes)
+    owner.machine = process
+    owner.update(init=identify(process.pid))
+    if not process.memory_is_grouped:
+        owner.notes.append("no cgroup can be made here: memory is limited per process, not for the whole enclave")
+    _measure(owner, eif)  # PID 1 unpacks the image meanwhile
+    namespace, owner.console = process.wait_until_built()
+    _check_unchanged(owner, eif, identity)
+    _register(owner, transport="fabric", pid_namespace=namespace)
+    process.start_init()
+
+
+def boot_qemu(owner: Supervisor) -> None:
+    """Start the enclave as a virtual machine. Raises NitroError."""
+    record = owner.record
+    own, fabric = owner.store.directory(record.enclave_id), owner.store.fabric_directory(record.cid)
+    eif = open_image(record.eif_path)
+    identity = file_identity(eif)
+    from enclavekit_eif.reader import arch_name
+
+    arch = arch_name(eif)
+    binary = qemu_machine.find_qemu(arch)
+    if binary is None:
+        raise NitroError(
+            BOOT_FAILURE, f"cannot run {record.eif_path} as a virtual machine: {BINARIES[arch]} is missing"
+        )
+    _listen(owner)
+    owner.listeners["nsm"] = listen_unix(os.path.join(fabric, "parent"), f"{NSM_PORT}.sock", 0o666)
+    machine = qemu_machine.spawn(own, fabric, record.cid)
+    owner.machine, owner.console = machine, machine.console
+    owner.update(init=identify(machine.pid))
+    try:
+        kernel = qemu_machine.copy_sections(eif, [eif.kernel], machine.kernel)
+        initrd = qemu_machine.copy_sections(eif, eif.ramdisks, machine.initrd)
+    except OSError as exc:
+        raise NitroError(BOOT_FAILURE, f"cannot load {record.eif_path}: {(exc.strerror or str(exc)).lower()}") from exc
+    _measure(owner, eif)
+    _check_unchanged(owner, eif, identity)
+    accelerator, note = choose_accelerator(binary, f"/proc/self/fd/{machine.kernel}", machine.kernel)
+    if note:
+        owner.notes.append(note)
+    _register(
+        owner,
+        transport="hybrid",
+        path=os.path.join(fabric, qemu_machine.HYBRID_SOCKET),
+        device_pid=machine.device_pid,
+    )
+    machine.start(
+        QemuPlan(
+            binary=binary,
+            arch=arch,
+            accelerator=accelerator,
+            memory_mib=record.memory_mib,
+            cpus=len(record.cpu_ids),
+            kernel=kernel,
+            initrd=initrd,
+            cmdline=_hypervisor_cmdline(eif, arch, accelerator),
+            vhost_socket=os.path.join(own, qemu_machine.VHOST_SOCKET),
+            announcement=_announcement(owner, eif),
+        )
+    )
+
+
+def _hypervisor_cmdline(eif: Eif, arch: str, accelerator: str) -> str:
+    """Return the image's command line and what this hypervisor adds; that is not measured, as on Nitro."""
+    cmdline = with_parameter(eif.cmdline().decode("utf-8", "replace"), NSM_PARAMETER, str(NSM_PORT))
+    if arch == "x86_64" and accelerator == "tcg" and (khz := measure_tsc_khz()):
+        cmdline = with_parameter(cmdline, "tsc_early_khz", str(khz))
+    return cmdline
+
+
+def _announcement(owner: Supervisor, eif: Eif) -> Announcement:
+    """As on Nitro if the image says that its kernel can; ACPI for a kernel that is for the emulator only."""
+    if owner.launch.announcement is not None:
+        return owner.launch.announcement
+    kernel = describe_labels(eif).get("Metadata", {}).get("kernel")  # rbuilds' own entry; foreign images have none
+    capable = kernel.get("nitro-capable") if isinstance(kernel, dict) else None
+    return Announcement.ACPI if capable is False else Announcement.CMDLINE
+
+
+def _listen(owner: Supervisor) -> None:
+    """Make the enclave's fabric directory and listen where it and the user call."""
+    fabric = owner.store.fabric_directory(owner.record.cid)
+    parent = os.path.join(fabric, "parent")
+    os.mkdir(fabric, 0o755)
+    os.mkdir(parent, 0o755)
+    owner.listeners = {
+        "heartbeat": listen_unix(parent, f"{HEARTBEAT_PORT}.sock", 0o666),
+        "exit": listen_unix(parent, f"{EXIT_REPORT_PORT}.sock", 0o666),
+        "control": listen_unix(owner.store.directory(owner.record.enclave_id), CONTROL_SOCKET, 0o600),
+    }
+
+
+def _measure(owner: Supervisor, eif: Eif) -> None:
+    measurements = measure_image(eif)
+    owner.update(measurements=measurements, image=describe_labels(eif))
+    owner.serve_nsm(measurements)
+
+
+def _check_unchanged(owner: Supervisor, eif: Eif, identity: tuple[int, ...]) -> None:
+    if file_identity(eif) != identity:
+        raise NitroError(EIF_PARSING, f"cannot run {owner.record.eif_path}: it changed while it was loaded")
+
+
+def _register(owner: Supervisor, **route: object) -> None:
+    record = owner.record
+    write_record(owner.store.registry_record(record.cid), {"cid": record.cid, "enclave_id": record.enclave_id, **route})
