@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from enclavekit_core.errors import InputError
+from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_rbuilds.app.tree import AppTree
+from enclavekit_rbuilds.app.tree import AppTree, Content
 
 MAX_ACCOUNTS_BYTES = 4 * 1024 * 1024  # of /etc/passwd and /etc/group; anything larger is no such file
 MAX_ID = 0xFFFFFFFE
@@ -23,6 +23,8 @@ class Account:
     uid: int
     gid: int
     home: str
+    groups: tuple[int, ...] = ()
+    """Those that list the user, besides its own. None for root, whose rights no group adds to."""
 
 
 def resolve_user(tree: AppTree, user: str) -> Account:
@@ -40,7 +42,13 @@ def resolve_user(tree: AppTree, user: str) -> Account:
             raise InputError("use group", repr(user), "it is not in the image's /etc/group")
         gid = _number(group_row[2] if group_row else group, user)
     home = row[5] if row else ("/root" if uid == 0 else "/")
-    return Account(uid, gid, home or "/")
+    groups = _groups_of(tree, row[0], user) - {gid} if row and uid and not group else set()  # as engines do
+    return Account(uid, gid, home or "/", tuple(sorted(groups)))
+
+
+def _groups_of(tree: AppTree, name: str, user: str) -> set[int]:
+    rows = (line.split(":") for line in _read(tree, "group").splitlines() if line.count(":") == 3)
+    return {_number(row[2], user) for row in rows if name in row[3].split(",")}
 
 
 def _row(tree: AppTree, table: str, wanted: str) -> list[str] | None:
@@ -53,12 +61,18 @@ def _row(tree: AppTree, table: str, wanted: str) -> list[str] | None:
 
 def _read(tree: AppTree, table: str) -> str:
     node = tree.resolve((b"etc", table.encode()))
-    if node is None or not isinstance(node.inode.content, str):
+    content = node.inode.content if node is not None else b""
+    if not isinstance(content, Content) or not content.size:
         return ""
-    with open(node.inode.content, "rb") as source:
-        text = source.read(MAX_ACCOUNTS_BYTES + 1)
-    if len(text) > MAX_ACCOUNTS_BYTES:
-        raise InputError("read", f"/etc/{table} of the app", f"it is larger than {MAX_ACCOUNTS_BYTES} bytes")
+    what = f"/etc/{table} of the app"
+    if content.size > MAX_ACCOUNTS_BYTES:
+        raise InputError("read", what, f"it is larger than {MAX_ACCOUNTS_BYTES} bytes")
+    try:
+        with open(content.path, "rb") as source:
+            source.seek(content.offset)
+            text = source.read(content.size)
+    except OSError as exc:
+        raise InputError("read", what, describe_cause(exc)) from exc
     return text.decode("utf-8", "replace")
 
 

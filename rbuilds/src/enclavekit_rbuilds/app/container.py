@@ -6,18 +6,58 @@ Nothing stays behind in the engine but its own build cache: the image is removed
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import secrets
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from enclavekit_core.errors import InputError
 
+from enclavekit_rbuilds.app.archive import OCI_ARCHITECTURES
 from enclavekit_rbuilds.base.command import run
 
 ENGINES = ("docker", "podman", "buildah")
 PROBE_TIMEOUT_S = 20.0
 EPOCH = "0"  # engines that know SOURCE_DATE_EPOCH stamp layers with it; our packing ignores times anyway
+
+
+@dataclass(frozen=True, slots=True)
+class DockerfileBuild:
+    """A Dockerfile and what it is built with."""
+
+    dockerfile: str
+    context: str
+    build_args: tuple[str, ...] = ()
+    """NAME=value, or NAME for the value that the environment has."""
+    target: str = ""
+    """The stage to build; empty is the last."""
+    arch: str = ""
+    """x86_64 or aarch64; an engine is told only if it is not this machine's: not every engine can be told."""
+    fresh: bool = False
+    """Run every step again, whatever the engine keeps of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """An image in an engine's store."""
+
+    engine: str
+    tag: str
+    digest: str
+    """`sha256:...` of its configuration, which names its layers: the same image has the same."""
+    dockerfile: str
+
+    def save(self, archive: str) -> None:
+        """Write the image to `archive` in docker-save form. Raises CommandError."""
+        if self.engine == "buildah":
+            argv = ["buildah", "push", self.tag, f"docker-archive:{archive}:{self.tag}"]
+        else:
+            argv = [self.engine, "save", "-o", archive, self.tag]
+        run(argv, f"save the image of {self.dockerfile}")
 
 
 def choose_engine(asked: str = "") -> str:
@@ -38,23 +78,65 @@ def choose_engine(asked: str = "") -> str:
     raise InputError("find", "a container engine", "; ".join(complaints))
 
 
-def build_dockerfile(dockerfile: str, context: str, engine: str, archive: str) -> None:
-    """Build `dockerfile` in `context` and write the image to `archive` in docker-save form. Raises CommandError."""
+@contextlib.contextmanager
+def built_image(
+    dockerfile: str,
+    context: str,
+    engine: str,
+    *,
+    build_args: Sequence[str] = (),
+    target: str = "",
+    arch: str = "",
+    fresh: bool = False,
+) -> Iterator[BuiltImage]:
+    """Build `dockerfile` in `context`; the image is there until the end. Raises CommandError, InputError.
+
+    Args: build_args, target, arch, fresh: as in `DockerfileBuild`.
+    """
     if not os.path.isfile(dockerfile):
         raise InputError("read", dockerfile, "there is no such file")
+    if not os.path.isdir(context):
+        raise InputError("read", context, "it is not a directory")
     tag = f"localhost/enclavekit-build:{secrets.token_hex(8)}"
-    what = f"build {dockerfile}"
-    env = {**os.environ, "SOURCE_DATE_EPOCH": EPOCH, "DOCKER_BUILDKIT": "1"}
+    build = DockerfileBuild(dockerfile, context, tuple(build_args), target, arch, fresh)
+    env = {**os.environ, "SOURCE_DATE_EPOCH": EPOCH}
+    if engine == "docker" and "DOCKER_BUILDKIT" not in env and _has_buildkit():
+        env["DOCKER_BUILDKIT"] = "1"  # the builder that takes the time from SOURCE_DATE_EPOCH
+    run(build_command(build, engine, tag), f"build {dockerfile}", env=env)
+    if engine == "buildah":
+        identify = ["buildah", "inspect", "--type", "image", "--format", "{{.FromImageID}}", tag]
+    else:
+        identify = [engine, "image", "inspect", "--format", "{{.Id}}", tag]
+    try:
+        digest = run(identify, f"identify the image of {dockerfile}").decode("ascii", "replace").strip()
+        yield BuiltImage(engine, tag, f"sha256:{digest.removeprefix('sha256:')}", dockerfile)
+    finally:
+        subprocess.run([engine, "rmi", tag], capture_output=True, check=False, timeout=PROBE_TIMEOUT_S)
+
+
+def build_command(build: DockerfileBuild, engine: str, tag: str) -> list[str]:
+    """Return the engine's command line."""
+    argv = [engine, "build"]
     if engine == "buildah":
         # chroot isolation needs neither user namespaces nor a runtime, so that it works inside a container as well
-        run(["buildah", "build", "--isolation", "chroot", "-f", dockerfile, "-t", tag, context], what, env=env)
-        save = ["buildah", "push", tag, f"docker-archive:{archive}:{tag}"]
-        remove = ["buildah", "rmi", tag]
-    else:
-        run([engine, "build", "-f", dockerfile, "-t", tag, context], what, env=env)
-        save = [engine, "save", "-o", archive, tag]
-        remove = [engine, "rmi", tag]
+        argv += ["--isolation", "chroot"]
+    if engine != "docker":
+        argv += ["--timestamp", EPOCH]  # without it each build would be an image of its own
+    if build.arch and build.arch != platform.machine():
+        argv += ["--platform", f"linux/{OCI_ARCHITECTURES[build.arch]}"]
+    for item in build.build_args:
+        argv += ["--build-arg", item]
+    if build.fresh:
+        argv += ["--no-cache"]
+    if build.target:
+        argv += ["--target", build.target]
+    return [*argv, "-f", build.dockerfile, "-t", tag, build.context]
+
+
+def _has_buildkit() -> bool:
+    """Say whether docker's client has buildx: without it, newer clients refuse to be told to use BuildKit."""
+    probe = ["docker", "buildx", "version"]
     try:
-        run(save, f"save the image of {dockerfile}", env=env)
-    finally:
-        subprocess.run(remove, capture_output=True, check=False, timeout=PROBE_TIMEOUT_S)
+        return subprocess.run(probe, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False

@@ -26,6 +26,10 @@ class ImageConfig:
     """`user`, `uid`, `user:group` or `uid:gid`; empty is root."""
     working_directory: str = "/"
     stop_signal: str = "SIGTERM"
+    volumes: tuple[str, ...] = ()
+    """VOLUME directories: made if they are missing, as engines do."""
+    notes: tuple[str, ...] = ()
+    """What of the image's configuration does nothing in an enclave, in words."""
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -80,6 +84,12 @@ def parse_image_config(document: Any, what: str) -> ImageConfig:
             raise InputError("read", what, f"{key} in its image configuration is not a string")
         return value
 
+    def keys(name: str) -> tuple[str, ...]:
+        value = run.get(name) or {}
+        if not isinstance(value, dict) or len(value) > MAX_LIST:
+            raise InputError("read", what, f"{name} in its image configuration is not an object")
+        return tuple(sorted(value))
+
     return ImageConfig(
         entrypoint=strings("Entrypoint"),
         cmd=strings("Cmd"),
@@ -87,7 +97,21 @@ def parse_image_config(document: Any, what: str) -> ImageConfig:
         user=text("User", ""),
         working_directory=text("WorkingDir", "/"),
         stop_signal=text("StopSignal", "SIGTERM"),
+        volumes=keys("Volumes"),
+        notes=_describe_ignored(keys("ExposedPorts"), keys("Volumes"), run.get("Healthcheck")),
     )
+
+
+def _describe_ignored(ports: tuple[str, ...], volumes: tuple[str, ...], healthcheck: Any) -> tuple[str, ...]:
+    """Say what an engine would have done and an enclave does not."""
+    notes = []
+    if ports:
+        notes.append(f"EXPOSE {' '.join(ports)}: no port is reachable unless the network rules let it in")
+    if volumes:
+        notes.append(f"VOLUME {' '.join(volumes)}: a directory in the enclave's memory, empty again at each start")
+    if isinstance(healthcheck, dict) and healthcheck.get("Test") not in (None, [], ["NONE"]):
+        notes.append("HEALTHCHECK: nothing runs it in an enclave")
+    return tuple(notes)
 
 
 def parse_environment(items: tuple[str, ...], what: str) -> dict[str, str]:

@@ -3,18 +3,28 @@
 
 Paths come from archives that nobody vouches for. Every lookup happens inside the tree with the tree's own symbolic
 links, as a chroot would do it, so no path, `..` or absolute link can name anything outside.
+
+What a file is (mode, owner, where its bytes are) lies in arrays, one number per file, and a directory maps names to
+these numbers: some 200 bytes a file, so that a million of them fit beside the rest of a build in 300 MB. `Node` and
+`Inode` are made when somebody looks.
 """
 
 from __future__ import annotations
 
+import heapq
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-MAX_ENTRIES = 4_000_000  # the largest images have a tenth of it; a node costs about 400 bytes
+MAX_ENTRIES = 4_000_000  # the largest images have a tenth of it
+MAX_LAYERS = 1024  # engines stop at 127
 MAX_LINKS_FOLLOWED = 40  # as Linux: MAXSYMLINKS
 MAX_PATH_BYTES = 4095  # PATH_MAX without its NUL
 MAX_NAME_BYTES = 255  # NAME_MAX
+LAYER_BITS = 11  # of a directory's value; the rest is the number of the file
+LAYER_MASK = (1 << LAYER_BITS) - 1
 
 Path = tuple[bytes, ...]
 
@@ -23,9 +33,22 @@ class TreeError(ValueError):
     """An entry that cannot be placed; the message is the cause."""
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Where the bytes of a regular file are: `size` of them from `offset` in the file `path`."""
+
+    path: bytes
+    """Empty: the file is at its own place below the tree's `base` directory."""
+    offset: int
+    size: int
+
+
+NO_CONTENT = Content(b"", 0, 0)
+
+
 @dataclass(slots=True)
 class Inode:
-    """What a name stands for. Hard links are names whose contents are hard links on disk."""
+    """What a name stands for."""
 
     mode: int
     """Type and permission bits as in st_mode."""
@@ -33,26 +56,48 @@ class Inode:
     gid: int = 0
     rdev: tuple[int, int] = (0, 0)
     """Major and minor of a device node."""
-    content: str | bytes = b""
-    """Of a regular file, where its bytes lie on disk; of a symbolic link, its target."""
+    content: Content | bytes = b""
+    """Of a regular file, where its bytes are; of a symbolic link, its target."""
+    capability: bytes = b""
+    """Of a regular file, its `security.capability` attribute."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Node:
-    """One name in a directory."""
+    """A name in the tree, as it was when it was looked up."""
 
-    inode: Inode
-    layer: int
-    """Number of the layer it comes from; whiteouts hide lower ones only."""
-    children: dict[bytes, Node] = field(default_factory=dict)
+    tree: AppTree
+    number: int
+    """Equal for hard links to one file."""
+    path: bytes
+    """From the root, without links; empty for the root."""
+
+    @property
+    def inode(self) -> Inode:
+        return self.tree.inode(self.number, self.path)
+
+    @property
+    def mode(self) -> int:
+        return self.tree.modes[self.number]
+
+    @property
+    def content(self) -> Content | None:
+        """Of a regular file."""
+        content = self.inode.content
+        return content if isinstance(content, Content) else None
 
     @property
     def is_directory(self) -> bool:
-        return stat.S_ISDIR(self.inode.mode)
+        return stat.S_ISDIR(self.mode)
 
     @property
     def is_symlink(self) -> bool:
-        return stat.S_ISLNK(self.inode.mode)
+        return stat.S_ISLNK(self.mode)
+
+    @property
+    def children(self) -> list[bytes]:
+        """Names in a directory, unordered; nothing for anything else."""
+        return list(self.tree.directories.get(self.number, ()))
 
 
 def directory(permissions: int = 0o755) -> Inode:
@@ -75,116 +120,263 @@ def split_path(raw: bytes) -> Path:
 
 
 class AppTree:
-    """The tree; `place` and the removals apply an archive's entries in their order."""
+    """The tree; `place` and the removals apply an archive's entries in their order.
 
-    def __init__(self) -> None:
-        self.root = Node(directory(), 0)
-        self._count = 0
+    A directory's value for a name is the file's number and the layer the name comes from: whiteouts hide lower layers.
+    """
 
-    def place(self, path: Path, inode: Inode, layer: int = 0) -> None:
+    def __init__(self, base: bytes = b"") -> None:
+        """`base` is where contents without a path of their own lie, each at its own place."""
+        self.base = base
+        self.modes, self._uids, self._gids = array("I"), array("I"), array("I")
+        self._sources = array("I")  # index in _paths
+        self._offsets, self._sizes = array("Q"), array("Q")
+        self._paths: list[bytes] = []
+        self._path_index: dict[bytes, int] = {}
+        self._targets: dict[int, bytes] = {}
+        self._capabilities: dict[int, bytes] = {}
+        self._linked: set[int] = set()  # files with more than one name, at some time
+        self.directories: dict[int, dict[bytes, int]] = {}
+        self._new(directory())
+
+    @property
+    def root(self) -> Node:
+        return Node(self, 0, b"")
+
+    def inode(self, number: int, path: bytes) -> Inode:
+        """Return what is known of file `number`, one of whose names is `path`."""
+        mode = self.modes[number]
+        made = Inode(mode, self._uids[number], self._gids[number])
+        if stat.S_ISREG(mode):
+            source = self._paths[self._sources[number]] or self.base + b"/" + path
+            made.content = Content(source, self._offsets[number], self._sizes[number])
+            made.capability = self._capabilities.get(number, b"")
+        elif stat.S_ISLNK(mode):
+            made.content = self._targets[number]
+        else:
+            made.rdev = (self._offsets[number] >> 32, self._offsets[number] & 0xFFFFFFFF)
+        return made
+
+    def place(self, path: Path, inode: Inode, layer: int = 0) -> int:
         """Put `inode` at `path`; missing parents become directories of root, symbolic links on the way are followed.
 
+        Returns: the number of the file.
         Raises: TreeError if a parent is no directory or the tree is full.
         """
         if not path:
             if not stat.S_ISDIR(inode.mode):
                 raise TreeError("it replaces the root directory")
-            self.root.inode = inode
-            return
-        parent = self._parent_for(path, layer)
-        old = parent.children.get(path[-1])
-        if old is not None and old.is_directory and stat.S_ISDIR(inode.mode):
-            old.inode, old.layer = inode, layer
-            return
-        self._count += 1
-        if self._count > MAX_ENTRIES:
-            raise TreeError(f"there are more than {MAX_ENTRIES} entries")
-        parent.children[path[-1]] = Node(inode, layer)
+            self._set(0, inode)
+            return 0
+        names = self.directories[self._parent_for(path, layer)]
+        old = names.get(path[-1])
+        if old is not None and old >> LAYER_BITS in self.directories:
+            number = old >> LAYER_BITS
+            if stat.S_ISDIR(inode.mode):
+                self._set(number, inode)
+                names[path[-1]] = number << LAYER_BITS | layer
+                return number
+            self._forget(number)
+        number = self._new(inode)
+        names[path[-1]] = number << LAYER_BITS | layer
+        return number
+
+    def link(self, path: Path, node: Node, layer: int = 0) -> None:
+        """Make `path` another name of the file `node`. Raises TreeError, also for a directory."""
+        if node.is_directory:
+            raise TreeError("it is a hard link to a directory")
+        if not path:
+            raise TreeError("it replaces the root directory")
+        names = self.directories[self._parent_for(path, layer)]
+        old = names.get(path[-1])
+        if old is not None and old >> LAYER_BITS in self.directories:
+            self._forget(old >> LAYER_BITS)
+        names[path[-1]] = node.number << LAYER_BITS | layer
+        self._linked.add(node.number)
 
     def hide(self, path: Path, layer: int) -> None:
         """Remove what lower layers have at `path` (whiteout). Nothing there is fine, as in every container engine."""
         parent = self.resolve(path[:-1])
-        node = parent.children.get(path[-1]) if parent is not None else None
-        if parent is None or node is None:
+        names = self.directories.get(parent.number, {}) if parent is not None else {}
+        value = names.get(path[-1])
+        if value is None:
             return
-        if not self._hide_below(node, layer) and node.layer < layer:
-            del parent.children[path[-1]]
+        stays = self._hide_below(value >> LAYER_BITS, layer)
+        if not stays and value & LAYER_MASK < layer:
+            del names[path[-1]]
+            self.directories.pop(value >> LAYER_BITS, None)
 
     def hide_children(self, path: Path, layer: int) -> None:
         """Remove what lower layers have inside the directory `path` (opaque whiteout)."""
         node = self.resolve(path)
         if node is not None:
-            self._hide_below(node, layer)
+            self._hide_below(node.number, layer)
 
     def find(self, path: Path) -> Node | None:
         """Return what is at `path`, a symbolic link itself if that is what is there; None if nothing is."""
         if not path:
             return self.root
         parent = self.resolve(path[:-1])
-        return parent.children.get(path[-1]) if parent is not None else None
+        value = self.directories.get(parent.number, {}).get(path[-1]) if parent is not None else None
+        if parent is None or value is None:
+            return None
+        return Node(self, value >> LAYER_BITS, _join(parent.path, path[-1]))
 
     def resolve(self, path: Path) -> Node | None:
         """Return what `path` leads to, symbolic links followed inside the tree; None if it leads nowhere."""
         pending = list(reversed(path))
-        trail = [self.root]
+        trail: list[tuple[int, bytes]] = [(0, b"")]
         links = 0
         while pending:
             name = pending.pop()
+            names = self.directories.get(trail[-1][0])
+            if names is None:  # a file on the way, be it to `..`
+                return None
+            if name in (b"", b"."):
+                continue
             if name == b"..":
                 if len(trail) > 1:
                     trail.pop()
                 continue
-            child = trail[-1].children.get(name)
-            if child is None:
+            value = names.get(name)
+            if value is None:
                 return None
-            if child.is_symlink:
-                links += 1
-                target = child.inode.content
-                if links > MAX_LINKS_FOLLOWED or not isinstance(target, bytes):
-                    return None
-                if target.startswith(b"/"):
-                    trail = [self.root]
-                pending.extend(part for part in reversed(target.split(b"/")) if part not in (b"", b"."))
+            number = value >> LAYER_BITS
+            target = self._targets.get(number)
+            if target is None:
+                trail.append((number, name))
                 continue
-            trail.append(child)
-        return trail[-1]
+            links += 1
+            if links > MAX_LINKS_FOLLOWED:
+                return None
+            if target.startswith(b"/"):
+                del trail[1:]
+            pending.extend(reversed(target.split(b"/")))
+        return Node(self, trail[-1][0], b"/".join(name for _, name in trail[1:]))
 
-    def walk(self) -> Iterator[tuple[bytes, Node]]:
-        """Yield (path, node) of everything but the root, parents first, names sorted as bytes."""
-        pending = [(b"", self.root)]
-        while pending:
-            path, node = pending.pop()
-            if node is not self.root:
-                yield path, node
-            prefix = path + b"/" if path else b""
-            pending.extend((prefix + name, node.children[name]) for name in sorted(node.children, reverse=True))
+    def walk(self) -> Iterator[Node]:
+        """Yield everything but the root, in the byte order of full paths: parents come before what is in them."""
+        queue: list[tuple[bytes, int, Iterator[tuple[bytes, int]]]] = []
+        self._enqueue(queue, self._entries(0, b""))
+        while queue:
+            path, value, siblings = heapq.heappop(queue)
+            self._enqueue(queue, siblings)
+            number = value >> LAYER_BITS
+            yield Node(self, number, path)
+            if number in self.directories:
+                self._enqueue(queue, self._entries(number, path + b"/"))
 
-    def _parent_for(self, path: Path, layer: int) -> Node:
-        here = self.root
+    def has_larger(self, size: int) -> bool:
+        """Say whether a file may have more than `size` bytes."""
+        return max(self._sizes) > size
+
+    def capabilities(self) -> Iterator[tuple[Node, bytes]]:
+        """Yield each file with capabilities, once, and their value."""
+        pending = dict(self._capabilities)
+        if pending:
+            for node in self.walk():
+                if value := pending.pop(node.number, b""):
+                    yield node, value
+
+    def link_counts(self) -> Counter[int]:
+        """Return how many names each file has that has more than one."""
+        counts: Counter[int] = Counter()
+        if self._linked:
+            for names in self.directories.values():
+                counts.update(v >> LAYER_BITS for v in names.values() if v >> LAYER_BITS in self._linked)
+        return Counter({number: count for number, count in counts.items() if count > 1})
+
+    def _entries(self, number: int, prefix: bytes) -> Iterator[tuple[bytes, int]]:
+        return ((prefix + name, value) for name, value in sorted(self.directories[number].items()))
+
+    @staticmethod
+    def _enqueue(
+        queue: list[tuple[bytes, int, Iterator[tuple[bytes, int]]]], siblings: Iterator[tuple[bytes, int]]
+    ) -> None:
+        """Put the first of `siblings` into the queue, with what comes after it: paths differ, so order is total."""
+        first = next(siblings, None)
+        if first is not None:
+            heapq.heappush(queue, (*first, siblings))
+
+    def _new(self, inode: Inode) -> int:
+        number = len(self.modes)
+        if number > MAX_ENTRIES:
+            raise TreeError(f"there are more than {MAX_ENTRIES} entries")
+        for column in (self.modes, self._uids, self._gids, self._sources, self._offsets, self._sizes):
+            column.append(0)
+        if stat.S_ISDIR(inode.mode):
+            self.directories[number] = {}
+        self._set(number, inode)
+        return number
+
+    def _set(self, number: int, inode: Inode) -> None:
+        self.modes[number], self._uids[number], self._gids[number] = inode.mode, inode.uid, inode.gid
+        if stat.S_ISREG(inode.mode):
+            content = inode.content if isinstance(inode.content, Content) else NO_CONTENT
+            self._sources[number] = self._index_of(content.path)
+            self._offsets[number], self._sizes[number] = content.offset, content.size
+        elif stat.S_ISLNK(inode.mode):
+            assert isinstance(inode.content, bytes), "a link has a target"
+            self._targets[number] = inode.content
+        else:
+            self._offsets[number] = inode.rdev[0] << 32 | inode.rdev[1]
+        if inode.capability:
+            self._capabilities[number] = inode.capability
+
+    def _index_of(self, path: bytes) -> int:
+        index = self._path_index.get(path)
+        if index is None:
+            index = self._path_index[path] = len(self._paths)
+            self._paths.append(path)
+        return index
+
+    def _parent_for(self, path: Path, layer: int) -> int:
+        here = 0
         for depth, name in enumerate(path[:-1]):
-            child = here.children.get(name)
-            if child is None:
-                child = here.children[name] = Node(directory(), layer)
-                self._count += 1
-            elif child.is_symlink:
+            names = self.directories[here]
+            value = names.get(name)
+            if value is None:
+                here = self._new(directory())
+                names[name] = here << LAYER_BITS | layer
+                continue
+            here = value >> LAYER_BITS
+            if here in self._targets:
                 target = self.resolve(path[: depth + 1])
                 if target is None:
                     raise TreeError(f"{b'/'.join(path[: depth + 1])!r} is a link to nowhere")
-                child = target
-            if not child.is_directory:
+                here = target.number
+            if here not in self.directories:
                 raise TreeError(f"{b'/'.join(path[: depth + 1])!r} is not a directory")
-            here = child
         return here
 
-    def _hide_below(self, node: Node, layer: int) -> bool:
+    def _hide_below(self, number: int, layer: int) -> bool:
         """Remove descendants of lower layers; return whether one of this layer stays (then its parents stay too)."""
-        pending, order = [node], []
+        order = list(self._below(number))
+        for here in reversed(order):
+            names = self.directories[here]
+            gone = [
+                name
+                for name, value in names.items()
+                if value & LAYER_MASK < layer and not self.directories.get(value >> LAYER_BITS)
+            ]
+            for name in gone:
+                self.directories.pop(names.pop(name) >> LAYER_BITS, None)
+        return bool(self.directories.get(number))
+
+    def _below(self, number: int) -> Iterable[int]:
+        """Yield the directory `number` and all directories in it, parents first; nothing for a file."""
+        pending = [number]
         while pending:
             here = pending.pop()
-            order.append(here)
-            pending.extend(here.children.values())
-        for here in reversed(order):
-            gone = [name for name, child in here.children.items() if child.layer < layer and not child.children]
-            for name in gone:
-                del here.children[name]
-        return bool(node.children)
+            names = self.directories.get(here)
+            if names is not None:
+                yield here
+                pending.extend(value >> LAYER_BITS for value in names.values())
+
+    def _forget(self, number: int) -> None:
+        for here in list(self._below(number)):
+            del self.directories[here]
+
+
+def _join(parent: bytes, name: bytes) -> bytes:
+    return parent + b"/" + name if parent else name

@@ -12,10 +12,11 @@ import signal
 import stat
 
 from enclavekit_core.errors import InputError
+from enclavekit_core.runtime_config import ENVIRONMENT_PATH
 
 from enclavekit_rbuilds.app.accounts import Account
 from enclavekit_rbuilds.app.image_config import DEFAULT_PATH, ImageConfig
-from enclavekit_rbuilds.app.tree import AppTree, Node, TreeError, directory, split_path
+from enclavekit_rbuilds.app.tree import AppTree, Inode, Node, TreeError, directory, split_path
 
 APP_ROOT = "/rootfs"
 SHARED = "/data"
@@ -30,17 +31,24 @@ def prepare_tree(tree: AppTree, config: ImageConfig, account: Account) -> None:
             tree.place((name.encode(),), directory(permissions))
         elif not node.is_directory:
             raise InputError("pack", f"/{name} of the app", "it is not a directory, and something is mounted there")
-    where = _split(config.working_directory, "working directory")
+    for volume in config.volumes:
+        if volume.startswith("/"):
+            _make_directory(tree, volume, "volume", directory())
+    made = directory()
+    made.uid, made.gid = account.uid, account.gid
+    _make_directory(tree, config.working_directory, "working directory", made)
+
+
+def _make_directory(tree: AppTree, path: str, what: str, inode: Inode) -> None:
+    where = _split(path, what)
     if tree.resolve(where) is None:
-        made = directory()
-        made.uid, made.gid = account.uid, account.gid
         try:
-            tree.place(where, made)
+            tree.place(where, inode)
         except TreeError as exc:
-            raise InputError("make", f"working directory {config.working_directory}", str(exc)) from exc
+            raise InputError("make", f"{what} {path}", str(exc)) from exc
 
 
-def make_unit(tree: AppTree, config: ImageConfig, account: Account) -> str:
+def make_unit(tree: AppTree, config: ImageConfig, account: Account, *, takes_values: bool = False) -> str:
     """Return `app.service`. Raises InputError for what could not start."""
     if not config.argv or not config.argv[0]:
         raise InputError("build", "the app", "it has no ENTRYPOINT and no CMD: give --entrypoint or --cmd")
@@ -57,11 +65,15 @@ def make_unit(tree: AppTree, config: ImageConfig, account: Account) -> str:
         "BindPaths": [f"{SHARED}:{SHARED}"],
         "User": str(account.uid),
         "Group": str(account.gid),
+        "SupplementaryGroups": [str(group) for group in account.groups],
         "StopSignal": _signal(config.stop_signal),
         "After": ["fs-monitor", "pipeline"],
         "OnExit": "poweroff",
+        # not before the values of this deployment are measured
+        "Requires": ["runtime-config"] if takes_values else [],
+        "EnvironmentFile": [ENVIRONMENT_PATH] if takes_values else [],
     }
-    return "".join(f"{key} = {_toml(value)}\n" for key, value in lines.items())
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in lines.items() if value != [])
 
 
 def find_program(tree: AppTree, config: ImageConfig, search_path: str) -> str:
@@ -81,7 +93,7 @@ def find_program(tree: AppTree, config: ImageConfig, search_path: str) -> str:
 
 
 def _is_executable(node: Node | None) -> bool:
-    return node is not None and stat.S_ISREG(node.inode.mode) and bool(node.inode.mode & 0o111)
+    return node is not None and stat.S_ISREG(node.mode) and bool(node.mode & 0o111)
 
 
 def _split(path: str, what: str) -> tuple[bytes, ...]:

@@ -10,21 +10,24 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
-import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 import msgspec
 from enclavekit_core.errors import InputError, describe_cause
-from enclavekit_eif.cpio import CpioWriter, pack_tree
+from enclavekit_eif.cpio import pack_tree
 
-from enclavekit_rbuilds.app.tree import AppTree, Inode
+from enclavekit_rbuilds.app.tree import AppTree
+from enclavekit_rbuilds.image.app_archive import MAX_PART_BYTES, AppArchive, AppFile
 
-RECIPE = "2"  # part of cache keys: raise it when packing makes other bytes
-APP_PREFIX = b"rootfs/"
-# single-threaded, whose output the library keeps for a version; higher levels pack 5 % smaller at ten times the time
-ZSTD_LEVEL = 9
+__all__ = ["RECIPE", "AppFile", "RamdiskFile", "pack_app", "pack_directory"]
+
+RECIPE = "3"  # part of cache keys: raise it when packing makes other bytes
+# on Debian's Python: 27 MB from 76 at twice 190 MB/s; level 9 makes 25 MB of it, four times slower
+ZSTD_LEVEL = 3
+# With workers the library cuts its input into jobs of a size that the level alone decides, so 1 and 64 workers make
+# the same bytes, and so does any sizing of writes (a test compares them); without (0), the bytes differ.
+MIN_ZSTD_WORKERS, MAX_ZSTD_WORKERS = 1, 4  # each holds some 20 MB, and a build is to stay under 300
 GZIP_LEVEL = 6
 
 
@@ -38,16 +41,6 @@ class RamdiskFile(msgspec.Struct, frozen=True):
     """Bytes of the archive: what it takes of the enclave's memory, about."""
 
 
-@dataclass(frozen=True, slots=True)
-class AppFile:
-    """A file that ramdisk 1 holds beside the app's root; without content it is a directory."""
-
-    name: bytes
-    content: bytes | None
-    uid: int = 0
-    gid: int = 0
-
-
 def pack_directory(root: str, target: str, compression: str) -> RamdiskFile:
     """Pack everything below `root`, owned by root, into `target`."""
     with _compressed(target, compression) as out:
@@ -55,33 +48,21 @@ def pack_directory(root: str, target: str, compression: str) -> RamdiskFile:
     return _finish(target, packed.size_bytes)
 
 
-def pack_app(tree: AppTree, files: Sequence[AppFile], target: str, compression: str) -> RamdiskFile:
-    """Pack an app's tree under `rootfs` and `files` beside it into `target`. Raises InputError."""
+def pack_app(
+    tree: AppTree,
+    files: Sequence[AppFile],
+    target: str,
+    compression: str,
+    *,
+    max_part_bytes: int = MAX_PART_BYTES,
+) -> RamdiskFile:
+    """Pack an app's tree under `rootfs` and `files` beside it into `target`. Raises InputError.
+
+    Args: max_part_bytes: files above it are split, to be joined at boot; tests make it small.
+    """
     with _compressed(target, compression) as out:
-        archive = CpioWriter(out)
-        root = tree.root.inode
-        archive.add_directory(APP_PREFIX, stat.S_IMODE(root.mode), root.uid, root.gid)
-        for path, node in tree.walk():
-            _add(archive, APP_PREFIX + path, node.inode)
-        for file in files:
-            if file.content is None:
-                archive.add_directory(file.name, 0o755, file.uid, file.gid)
-            else:
-                archive.add_file(file.name, file.content, 0o644, file.uid, file.gid)
-        packed = archive.close()
-    return _finish(target, packed.size_bytes)
-
-
-def _add(archive: CpioWriter, name: bytes, inode: Inode) -> None:
-    permissions = stat.S_IMODE(inode.mode)
-    if stat.S_ISDIR(inode.mode):
-        archive.add_directory(name, permissions, inode.uid, inode.gid)
-    elif isinstance(inode.content, str):
-        archive.add_path(name, inode.content, mode=permissions, owner=(inode.uid, inode.gid))
-    elif stat.S_ISLNK(inode.mode):
-        archive.add_symlink(name, inode.content, inode.uid, inode.gid)
-    else:
-        archive.add_node(name, inode.mode, os.makedev(*inode.rdev), inode.uid, inode.gid)
+        size = AppArchive(out, max_part_bytes).write(tree, files)
+    return _finish(target, size)
 
 
 @contextlib.contextmanager
@@ -91,7 +72,8 @@ def _compressed(target: str, compression: str) -> Iterator[BinaryIO]:
             if compression == "zstd":
                 import zstandard
 
-                with zstandard.ZstdCompressor(level=ZSTD_LEVEL, threads=0).stream_writer(raw, closefd=False) as out:
+                compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, threads=_workers())
+                with compressor.stream_writer(raw, closefd=False) as out:
                     yield cast(BinaryIO, out)
             elif compression == "gzip":
                 with gzip.GzipFile("", "wb", GZIP_LEVEL, raw, mtime=0) as packer:
@@ -100,6 +82,10 @@ def _compressed(target: str, compression: str) -> Iterator[BinaryIO]:
                 yield raw
     except OSError as exc:
         raise InputError("write ramdisk", target, describe_cause(exc)) from exc
+
+
+def _workers() -> int:
+    return min(max(len(os.sched_getaffinity(0)), MIN_ZSTD_WORKERS), MAX_ZSTD_WORKERS)
 
 
 def _finish(target: str, unpacked: int) -> RamdiskFile:
