@@ -11,30 +11,27 @@ import hashlib
 import os
 import shutil
 import stat
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
 from enclavekit_rbuilds.base.cache import cached, key_of
+from enclavekit_rbuilds.base.inputs import Input
 from enclavekit_rbuilds.base.progress import Progress
-from enclavekit_rbuilds.framework import bytecode, python_packages, runtime_root
-from enclavekit_rbuilds.framework.debian import SUITE, PackageSource
+from enclavekit_rbuilds.framework import bytecode, python_packages
+from enclavekit_rbuilds.framework.base_stage import Base, find_base, sizes_by_part, wish_of
+from enclavekit_rbuilds.framework.closure import ALL_SERVICES, COMMANDS, NETWORK, Closure, closure_of, units
+from enclavekit_rbuilds.framework.origin import Origin
+from enclavekit_rbuilds.framework.wheel_lock import locked_wheels
 from enclavekit_rbuilds.image.ramdisk import RECIPE as PACKING
 from enclavekit_rbuilds.image.ramdisk import RamdiskFile, pack_directory
 from enclavekit_rbuilds.kernel.sources import Kernel
 
-RECIPE = "1"  # part of the cache keys: raise it when the code here or in the modules it calls makes other files
+__all__ = ["COMMANDS", "NETWORK", "Framework", "base_for", "build_framework", "units"]
+
+RECIPE = "2"  # part of the cache keys: raise it when the code here or in the modules it calls makes other files
 MODULE_DIR = "usr/lib/modules"
-COMMANDS = {  # name in the enclave -> where its main is
-    "attest": "enclavekit_attestation.cli:main",
-    "enclave-init": "enclavekit_enclave_init.cli:main",
-    "fs-monitor": "enclavekit_fs_monitor.cli:main",
-    "nsm": "enclavekit_nsm.cli:main",
-    "pf-proxy": "enclavekit_pf_proxy.cli:main",
-    "pipeline": "enclavekit_pipeline.cli:main",
-    "ra-web-srv": "enclavekit_ra_web_srv.cli:main",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,77 +41,112 @@ class Framework:
     ramdisk: RamdiskFile
     packages: dict[str, str]
     """Debian package -> version; empty for a root that was given ready-made."""
+    parts: dict[str, int] = field(default_factory=dict)
+    """Part, e.g. `wheel/aiohttp` -> bytes, unpacked."""
+    inputs: list[Input] = field(default_factory=list)
+
+
+def base_for(
+    arch: str,
+    services: Collection[str],
+    progress: Progress,
+    *,
+    pins: Mapping[str, Input] | None = None,
+    origin: Origin | None = None,
+) -> Base:
+    """Return the base for `services` from the cache, or make it; see base_stage.find_base."""
+    wheels = locked_wheels()
+    return find_base(wish_of(arch, closure_of(services, wheels), wheels), progress, pins=pins, origin=origin)
 
 
 def build_framework(
-    kernel: Kernel, arch: str, compression: str, progress: Progress, *, ready_root: str | None = None
+    kernel: Kernel | None,
+    arch: str,
+    compression: str,
+    progress: Progress,
+    *,
+    ready_root: str | None = None,
+    services: Collection[str] = ALL_SERVICES,
+    pins: Mapping[str, Input] | None = None,
+    origin: Origin | None = None,
 ) -> Framework:
-    """Return ramdisk 0 from the cache, or build it. `ready_root` is used as the base instead of Debian's packages."""
+    """Return ramdisk 0 from the cache, or build it.
+
+    Args:
+        kernel: whose modules go in; None for those who only want to know what else does.
+        ready_root: used as the base instead of Debian's packages.
+        services: of `closure.SERVICES`; only what they need goes in.
+        pins, origin: see base_stage.find_base.
+    """
+    closure = closure_of(services, locked_wheels())
+    inputs: list[Input] = []
+    sizes: dict[str, int] = {}
     if ready_root is not None:
         digest = _tree_digest(ready_root)
     else:
-        with progress.step("framework base: Debian's Python and the locked wheels"):
-            base = _base(arch)
-        ready_root, digest = os.path.join(base, "root"), os.path.basename(base)
-    with progress.step("framework ramdisk"):
-        key = key_of([RECIPE, PACKING, arch, compression, digest, *_own_digests(), *_module_digests(kernel)])
-        directory = cached("ramdisk", key, lambda work: _assemble(work, ready_root, kernel, arch, compression))
+        base = base_for(arch, services, progress, pins=pins, origin=origin)
+        ready_root, digest = base.root, base.digest
+        inputs, sizes = list(base.record.inputs), dict(base.record.parts)
+    key = key_of([RECIPE, PACKING, arch, compression, digest, *_own_digests(closure), *_module_digests(kernel)])
+    directory = cached("ramdisk", key, lambda work: _assemble(work, ready_root, closure, kernel, arch, compression))
     with open(os.path.join(directory, "ramdisk.json"), "rb") as source:
         ramdisk = msgspec.json.decode(source.read(), type=RamdiskFile)
+    with open(os.path.join(directory, "parts.json"), "rb") as source:
+        added = msgspec.json.decode(source.read(), type=dict[str, int])
     packed = msgspec.structs.replace(ramdisk, path=os.path.join(directory, "ramdisk"))
-    return Framework(packed, _read_packages(os.path.join(os.path.dirname(ready_root), "packages.json")))
+    own = python_packages.own_inputs(closure.packages)
+    return Framework(
+        packed,
+        {one.name: one.version for one in inputs if one.kind == "debian"},
+        {**sizes, **added} if sizes else added,
+        [*inputs, *own, *_module_inputs(kernel)],
+    )
 
 
-def _base(arch: str) -> str:
-    key = key_of([RECIPE, SUITE, arch, *runtime_root.PACKAGES, python_packages.lock_text()])
-    return cached("base", key, lambda work: _make_base(work, arch))
-
-
-def _make_base(work: str, arch: str) -> None:
-    scratch, root = os.path.join(work, "scratch"), os.path.join(work, "root")
-    os.makedirs(os.path.join(scratch, "apt"))
-    os.mkdir(root)
-    packages = PackageSource(os.path.join(scratch, "apt"), arch).fetch(list(runtime_root.PACKAGES))
-    runtime_root.write_runtime_root(packages, root, arch)
-    python_packages.install_wheels(root, arch, scratch)
-    bytecode.compile_modules(root, arch, ("usr/lib/python3.11", python_packages.SITE))
-    with open(os.path.join(work, "packages.json"), "wb") as out:
-        out.write(msgspec.json.encode({package.name: package.version for package in packages}, order="sorted"))
-    shutil.rmtree(scratch)
-
-
-def _assemble(work: str, base: str, kernel: Kernel, arch: str, compression: str) -> None:
+def _assemble(work: str, base: str, closure: Closure, kernel: Kernel | None, arch: str, compression: str) -> None:
     root = os.path.join(work, "root")
     shutil.copytree(base, root, symlinks=True)
-    python_packages.copy_own_packages(root)
-    bytecode.compile_modules(
-        root, arch, tuple(f"{python_packages.SITE}/{name}" for name in python_packages.OWN_PACKAGES)
-    )
-    write_framework_files(root, kernel)
+    python_packages.copy_own_packages(root, closure.packages)
+    bytecode.compile_modules(root, arch, tuple(f"{python_packages.SITE}/{name}" for name in closure.packages))
+    write_framework_files(root, closure, kernel)
     normalize_modes(root)
     ramdisk = pack_directory(root, os.path.join(work, "ramdisk"), compression)
     with open(os.path.join(work, "ramdisk.json"), "wb") as out:
         out.write(msgspec.json.encode(ramdisk))
+    with open(os.path.join(work, "parts.json"), "wb") as out:
+        out.write(msgspec.json.encode(_own_sizes(root, closure)))
     shutil.rmtree(root)
 
 
-def write_framework_files(root: str, kernel: Kernel) -> None:
+def _own_sizes(root: str, closure: Closure) -> dict[str, int]:
+    """Return the bytes of what was added to the base."""
+    owners = {
+        f"{python_packages.SITE}/{relative}": f"own/{relative.partition('/')[0].replace('_', '-')}"
+        for relative, _ in python_packages.own_files(closure.packages)
+    }
+    modules = os.path.join(root, MODULE_DIR)
+    if os.path.isdir(modules):
+        owners |= {f"{MODULE_DIR}/{name}": "kernel/modules" for name in os.listdir(modules)}
+    return {part: size for part, size in sizes_by_part(root, owners, "").items() if part}
+
+
+def write_framework_files(root: str, closure: Closure, kernel: Kernel | None) -> None:
     """Add `/init`, its configuration, the units, the commands and the kernel's modules to `root`."""
-    stub = os.path.join(python_packages.own_sources()["enclavekit_enclave_init"], "init_stub")
-    with open(stub, "rb") as source:
+    init = python_packages.own_sources(["enclavekit_enclave_init"])["enclavekit_enclave_init"]
+    with open(os.path.join(init, "init_stub"), "rb") as source:
         _write(root, "init", source.read(), 0o755)
     modules = []
-    for module in kernel.modules:
+    for module in kernel.modules if kernel else ():
         inside = f"{MODULE_DIR}/{os.path.basename(module)}"
         with open(module, "rb") as source:
             _write(root, inside, source.read(), 0o644)
         modules.append(f"/{inside}")
     listed = ", ".join(f'"{path}"' for path in modules)
     _write(root, "etc/init.toml", f"kernel_modules = [{listed}]\n", 0o644)
-    for name, text in units().items():
+    for name, text in units(closure.services).items():
         _write(root, f"service/{name}", text, 0o644)
-    for name, target in COMMANDS.items():
-        module_name, _, function = target.partition(":")
+    for name in closure.commands:
+        module_name, _, function = COMMANDS[name].partition(":")
         script = (
             f"#!/usr/bin/python3 -I\nimport sys\n\nfrom {module_name} import {function}\n\nsys.exit({function}())\n"
         )
@@ -134,29 +166,32 @@ def normalize_modes(root: str) -> None:
                 os.chmod(path, 0o755 if os.lstat(path).st_mode & stat.S_IXUSR else 0o644)
 
 
-def units() -> dict[str, str]:
-    """Return the framework's unit files by name."""
-    folder = resources.files("enclavekit_rbuilds").joinpath("data/units")
-    return {item.name: item.read_text("utf-8") for item in folder.iterdir() if item.name.endswith(".service")}
-
-
-def _own_digests() -> list[str]:
+def _own_digests(closure: Closure) -> list[str]:
     parts = [
-        *(word for pair in sorted(COMMANDS.items()) for word in pair),
-        *(part for pair in sorted(units().items()) for part in pair),
+        *(word for name in closure.commands for word in (name, COMMANDS[name])),
+        *(part for pair in units(closure.services).items() for part in pair),
     ]
-    for relative, source in python_packages.own_files():
-        with open(source, "rb") as stream:
-            parts += [relative, hashlib.file_digest(stream, "sha256").hexdigest()]
+    for relative, source in python_packages.own_files(closure.packages):
+        parts += [relative, _hash(source)]
     return parts
 
 
-def _module_digests(kernel: Kernel) -> list[str]:
-    parts = []
-    for path in kernel.modules:
-        with open(path, "rb") as stream:
-            parts += [os.path.basename(path), hashlib.file_digest(stream, "sha256").hexdigest()]
-    return parts
+def _module_digests(kernel: Kernel | None) -> list[str]:
+    return [part for path in (kernel.modules if kernel else ()) for part in (os.path.basename(path), _hash(path))]
+
+
+def _module_inputs(kernel: Kernel | None) -> list[Input]:
+    if kernel is None:
+        return []
+    return [
+        Input("file", os.path.basename(path), kernel.version, _hash(path), os.stat(path).st_size, "kernel module")
+        for path in kernel.modules
+    ]
+
+
+def _hash(path: str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _tree_digest(root: str) -> str:
@@ -173,14 +208,6 @@ def _tree_digest(root: str) -> str:
                 with open(path, "rb") as stream:
                     parts.append(hashlib.file_digest(stream, "sha256").digest())
     return key_of(parts)
-
-
-def _read_packages(path: str) -> dict[str, str]:
-    try:
-        with open(path, "rb") as source:
-            return msgspec.json.decode(source.read(), type=dict[str, str])
-    except OSError:
-        return {}  # a ready-made root has no record
 
 
 def _write(root: str, name: str, content: str | bytes, mode: int) -> None:

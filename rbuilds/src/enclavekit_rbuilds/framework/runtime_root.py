@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tarfile
 from collections.abc import Iterable
 
-from enclavekit_core.errors import CommandError, InputError
+from enclavekit_core.errors import InputError
 
+from enclavekit_rbuilds.framework import deb
 from enclavekit_rbuilds.framework.debian import MACHINE_TRIPLETS, Package
 
+SERVICE_PACKAGES = frozenset({"nats-server"})  # of PACKAGES: there only if a service asks for them
 # package -> patterns of the paths that are taken, after the move into /usr; {lib} is /usr/lib/<triplet>
 PACKAGES: dict[str, tuple[str, ...]] = {
     "busybox-static": (r"usr/bin/busybox",),
@@ -68,15 +69,26 @@ FILES = {
 APPLETS = ("sh", "cat", "echo", "env", "grep", "head", "id", "kill", "ls", "mkdir", "mount", "ps", "sleep", "tail")
 
 
-def write_runtime_root(packages: Iterable[Package], root: str, arch: str) -> None:
-    """Unpack what is wanted of `packages` into the empty directory `root` and add the files that make it a system."""
+def packages_for(services: Iterable[str]) -> tuple[str, ...]:
+    """Return the packages of a root, `services` being those that the enclave's services need beyond the runtime."""
+    return tuple(sorted((set(PACKAGES) - SERVICE_PACKAGES) | set(services)))
+
+
+def write_runtime_root(packages: Iterable[Package], root: str, arch: str) -> dict[str, str]:
+    """Unpack what is wanted of `packages` into the empty directory `root` and add the files that make it a system.
+
+    Returns: path below `root` -> the package that it is from.
+    """
+    owners: dict[str, str] = {}
     lib = f"usr/lib/{MACHINE_TRIPLETS[arch]}"
     for link, target in USR_MERGED.items():
         os.makedirs(os.path.join(root, target), exist_ok=True)
         os.symlink(target, os.path.join(root, link))
     for package in packages:
         patterns = [re.compile(form.replace("{lib}", re.escape(lib))) for form in PACKAGES[package.name]]
-        if not _unpack(package, root, patterns):
+        taken = _unpack(package, root, patterns)
+        owners |= dict.fromkeys(taken, package.name)
+        if not taken:
             raise InputError("unpack", package.path, "none of the files that the framework takes from it is there")
     for name, mode in DIRECTORIES.items():
         os.makedirs(os.path.join(root, name), exist_ok=True)
@@ -87,41 +99,43 @@ def write_runtime_root(packages: Iterable[Package], root: str, arch: str) -> Non
     os.symlink("python3.11", os.path.join(root, "usr/bin/python3"))
     for applet in APPLETS:
         os.symlink("busybox", os.path.join(root, "usr/bin", applet))
+    return owners
 
 
-def _unpack(package: Package, root: str, patterns: list[re.Pattern[str]]) -> int:
-    """Write the wanted files of one .deb; return how many."""
-    argv = ["dpkg-deb", "--fsys-tarfile", package.path]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
-        assert program.stdout is not None and program.stderr is not None
-        with tarfile.open(fileobj=program.stdout, mode="r|") as archive:
-            count = sum(_take(archive, member, root, patterns) for member in archive)
-        complaint = program.stderr.read().decode(errors="replace")
-    if program.returncode:
-        raise CommandError(f"unpack {package.path}", argv, program.returncode, complaint)
-    return count
+def _unpack(package: Package, root: str, patterns: list[re.Pattern[str]]) -> list[str]:
+    """Write the wanted files of one .deb; return where."""
+    with deb.open_data(package.path) as archive:
+        return [name for member in archive if (name := _take(archive, member, root, patterns))]
 
 
-def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, root: str, patterns: list[re.Pattern[str]]) -> bool:
+def _take(archive: tarfile.TarFile, member: tarfile.TarInfo, root: str, patterns: list[re.Pattern[str]]) -> str | None:
     name = member.name.removeprefix("./").strip("/")
     first, _, rest = name.partition("/")
     if rest and first in USR_MERGED:
         name = f"{USR_MERGED[first]}/{rest}"
     wanted = (member.isfile() or member.issym()) and any(pattern.fullmatch(name) for pattern in patterns)
     if not wanted or DROPPED.match(name):
-        return False
+        return None
+    if ".." in name.split("/"):
+        raise ValueError(f"its member {member.name[:100]} would leave the root")
     path = os.path.join(root, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.realpath(os.path.dirname(path)) != os.path.join(os.path.realpath(root), os.path.dirname(name)):
+        raise ValueError(f"its member {member.name[:100]} lies behind a link")
+    if os.path.lexists(path):
+        raise ValueError(f"its member {member.name[:100]} is there already")
     if member.issym():
         if member.linkname.startswith("/etc/"):
-            return False  # configuration that Debian keeps apart and no service reads
+            return None  # configuration that Debian keeps apart and no service reads
         target = re.sub(r"^/lib/", "/usr/lib/", member.linkname)
+        if target.startswith("/"):  # relative, so that it leads nowhere else wherever the root is
+            target = os.path.relpath(target, os.path.dirname(f"/{name}"))
         os.symlink(target, path)
-        return True
+        return name
     content = archive.extractfile(member)
     assert content is not None
     with open(path, "wb") as out:
         while chunk := content.read(1 << 20):
             out.write(chunk)
     os.chmod(path, 0o755 if member.mode & 0o111 else 0o644)
-    return True
+    return name

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a framework must hold for the services that it is to run, and nothing else. Pure but for our own metadata.
+
+A service names our members and Debian packages; the rest follows: members by the dependencies that each declares,
+wheels by those dependencies and by the `needs` lines of the lock. Nothing in an enclave is there because of a service
+that is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata, resources
+
+from enclavekit_core.errors import InputError
+
+from enclavekit_rbuilds.framework.wheel_lock import LockedWheel
+
+ALL_SERVICES = frozenset({"attestation", "files", "pipeline"})
+NETWORK = "network"  # no service of the manifest: what egress and ingress rules need, nothing of it runs by itself
+OWN_PREFIX = "enclavekit-"
+ALWAYS = ("enclavekit-enclave-init", "enclavekit-nsm")
+# declared by members that have a host's side as well, which needs it; nothing in an enclave imports it
+HOST_ONLY = frozenset({"enclavekit-eif"})
+COMMANDS = {  # name in the enclave -> where its main is
+    "attest": "enclavekit_attestation.cli:main",
+    "enclave-init": "enclavekit_enclave_init.cli:main",
+    "fs-monitor": "enclavekit_fs_monitor.cli:main",
+    "nsm": "enclavekit_nsm.cli:main",
+    "pf-proxy": "enclavekit_pf_proxy.cli:main",
+    "pipeline": "enclavekit_pipeline.cli:main",
+    "ra-web-srv": "enclavekit_ra_web_srv.cli:main",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What one service needs beside what everything needs."""
+
+    members: tuple[str, ...]
+    debian: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+
+
+SERVICES = {
+    "attestation": Service(("enclavekit-ra-web-srv", "enclavekit-pf-proxy"), units=("pf-ra", "ra-web-srv")),
+    "files": Service(("enclavekit-fs-monitor",), ("nats-server",), ("fs-monitor", "nats", "nats-setup")),
+    "pipeline": Service(("enclavekit-pipeline",), units=("pipeline",)),
+    NETWORK: Service(("enclavekit-pf-proxy",)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """All that a framework for some services holds, sorted."""
+
+    services: tuple[str, ...]
+    members: tuple[str, ...]
+    """Our own distributions."""
+    wheels: tuple[str, ...]
+    debian: tuple[str, ...]
+    """Debian packages that services need beyond the runtime's."""
+    commands: tuple[str, ...]
+    units: tuple[str, ...]
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Import names of `members`."""
+        return tuple(name.replace("-", "_") for name in self.members)
+
+
+def closure_of(
+    services: Collection[str],
+    wheels: Mapping[str, LockedWheel],
+    requires: Callable[[str], Iterable[str]] | None = None,
+) -> Closure:
+    """Return what `services` need. Raises InputError for an unknown service, or a dependency that the lock lacks."""
+    requires = requires or declared_dependencies
+    if unknown := sorted(set(services) - set(SERVICES)):
+        raise InputError("make framework", "for these services", f"{unknown[0]} is none of {', '.join(SERVICES)}")
+    wanted = [SERVICES[name] for name in sorted(services)]
+    members: set[str] = set()
+    found: set[str] = set()
+    pending = [*ALWAYS, *(member for service in wanted for member in service.members)]
+    while pending:
+        name = pending.pop()
+        if name in members | found | HOST_ONLY:
+            continue
+        if name.startswith(OWN_PREFIX):
+            members.add(name)
+            pending += requires(name)
+        elif name in wheels:
+            found.add(name)
+            pending += wheels[name].needs
+        else:
+            raise InputError("make framework", f"with {name}", "framework.lock does not have it: renew the lock")
+    packages = {name.replace("-", "_") for name in members}
+    return Closure(
+        services=tuple(sorted(services)),
+        members=tuple(sorted(members)),
+        wheels=tuple(sorted(found)),
+        debian=tuple(sorted({name for service in wanted for name in service.debian})),
+        commands=tuple(sorted(name for name, target in COMMANDS.items() if target.partition(".")[0] in packages)),
+        units=tuple(sorted({name for service in wanted for name in service.units})),
+    )
+
+
+def declared_dependencies(member: str) -> list[str]:
+    """Return the distributions that one of our members declares, normalised. Raises InputError."""
+    try:
+        lines = metadata.requires(member) or []
+    except metadata.PackageNotFoundError as exc:
+        raise InputError("pack", member, "it is not installed beside rbuilds") from exc
+    return [name_of(line) for line in lines if "extra ==" not in line]
+
+
+def name_of(requirement: str) -> str:
+    """Return the normalised name at the front of a requirement, e.g. `pyyaml` of `PyYAML>=6`."""
+    match = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", requirement)
+    return re.sub(r"[-_.]+", "-", match[0]).lower() if match else ""
+
+
+def units(services: Collection[str] = ALL_SERVICES) -> dict[str, str]:
+    """Return the unit files of `services` by name; where one is simpler without another, that form of it."""
+    wanted = {f"{name}.service" for service in services for name in SERVICES[service].units}
+    data = resources.files("enclavekit_rbuilds").joinpath("data")
+    texts = {item.name: item.read_text("utf-8") for item in data.joinpath("units").iterdir()}
+    if "files" not in services:
+        texts |= {item.name: item.read_text("utf-8") for item in data.joinpath("units-without-files").iterdir()}
+    return {name: texts[name] for name in sorted(wanted)}
