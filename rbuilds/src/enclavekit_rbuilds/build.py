@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rbuilds build`: the steps from an app to an enclave image.
+"""`rbuilds build`: the plan from an app to an enclave image, and its result.
 
 The image is kernel, command line, ramdisk 0 (framework; PCR1 with the kernel) and ramdisk 1 (app and policy; PCR2).
 Nothing in it depends on when, where or by whom it is built.
@@ -7,37 +7,38 @@ Nothing in it depends on when, where or by whom it is built.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import io
 import os
-import tempfile
-from dataclasses import dataclass, field
-from importlib import metadata
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from enclavekit_core.errors import InputError, describe_cause
+from enclavekit_core.errors import ConfigError, InputError
+from enclavekit_core.runtime_config import Schema
 
-from enclavekit_rbuilds.app.accounts import Account, resolve_user
-from enclavekit_rbuilds.app.archive import read_archive
-from enclavekit_rbuilds.app.container import build_dockerfile, choose_engine
-from enclavekit_rbuilds.app.directory import read_directory
-from enclavekit_rbuilds.app.image_config import ImageConfig, Overrides
-from enclavekit_rbuilds.app.tree import AppTree
-from enclavekit_rbuilds.app.unit import make_unit, prepare_tree
+from enclavekit_rbuilds.app.image_config import Overrides
+from enclavekit_rbuilds.base.cache import sweep
+from enclavekit_rbuilds.base.cache_store import evict
+from enclavekit_rbuilds.base.inputs import Input
 from enclavekit_rbuilds.base.progress import Progress
-from enclavekit_rbuilds.framework.assemble import Framework, build_framework, units
-from enclavekit_rbuilds.image.ramdisk import AppFile, RamdiskFile, pack_app
-from enclavekit_rbuilds.kernel.sources import Kernel, debian_kernel, kernel_from_file
-from enclavekit_rbuilds.manifest.clients import Client, render_clients
-
-# AWS's own command lines without `nomodules`, since a kernel that needs modules finds them in ramdisk 0
-CMDLINES = {
-    "x86_64": "reboot=k panic=30 pci=off console=ttyS0 i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd "
-    "random.trust_cpu=on",
-    "aarch64": "reboot=k panic=30 pci=off console=ttyS0 random.trust_cpu=on root=/dev/ram0",
-}
-UNIT_PATH = b"service/app.service"
-LISTENER_PATH = b"service/pipeline.service"
-CLIENTS_PATH = b"etc/enclavekit/clients.yaml"
+from enclavekit_rbuilds.evidence.write import EvidenceChoice, write_evidence
+from enclavekit_rbuilds.framework.assemble import Framework
+from enclavekit_rbuilds.framework.closure import NETWORK
+from enclavekit_rbuilds.framework.origin import Origin
+from enclavekit_rbuilds.init_c.build import LOST, check_alone
+from enclavekit_rbuilds.init_c.steps import init_step
+from enclavekit_rbuilds.lock import Lock, enforce
+from enclavekit_rbuilds.manifest.clients import Client
+from enclavekit_rbuilds.manifest.model import SERVICES, KernelChoice, Network, Resources, Signing
+from enclavekit_rbuilds.manifest.network import plan_network
+from enclavekit_rbuilds.plan.app import AppRamdisk, AppRequest, app_step
+from enclavekit_rbuilds.plan.framework import framework_steps, kernel_step
+from enclavekit_rbuilds.plan.image import Image, ImageRequest, image_steps
+from enclavekit_rbuilds.plan.run import forecast_plan, run_plan
+from enclavekit_rbuilds.plan.source import source_step
+from enclavekit_rbuilds.plan.steps import Forecast, PlanResult, Step, StepRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +52,42 @@ class BuildRequest:
     archive: str | None = None
     rootfs: str | None = None
     engine: str = ""
-    kernel: str | None = None
+    build_args: tuple[str, ...] = ()
+    """NAME=value for the Dockerfile's ARG, or NAME for the value in the environment."""
+    target: str = ""
+    """The Dockerfile's stage to build; empty: the last."""
+    keep_owners: bool = False
+    """Of a directory: files keep the uid and gid that they have on disk."""
+    no_engine_cache: bool = False
+    """Let the engine run every step of the Dockerfile again."""
+    init: str = "python"
+    """Or `c`: a small static one that runs the app alone."""
+    kernel: KernelChoice = field(default_factory=KernelChoice)
     cmdline: str | None = None
     framework_rootfs: str | None = None
+    pins: Mapping[str, Input] | None = None
+    """Debian package -> the very package to take; None: what the mirror offers."""
+    origin: Origin | None = None
+    """Where the framework's base comes from; None: whatever works here."""
+    lock: Lock | None = None
+    """Anything that is not in it ends the build; it decides the pins."""
     clients: tuple[Client, ...] = ()
     name: str | None = None
     version: str = "1.0"
     overrides: tuple[Overrides, ...] = ()
     """Applied in this order."""
+    services: frozenset[str] = frozenset(SERVICES)
+    network: Network = field(default_factory=Network)
+    runtime_config: Schema = field(default_factory=dict)
+    """What the values of a deployment may be."""
+    resources: Resources = field(default_factory=Resources)
+    signing: Signing | None = None
     arch: str = "x86_64"
     compression: str = "zstd"
+    source: str = "the command line"
+    """What to name in complaints about these values: the manifest, if there is one."""
+    evidence: EvidenceChoice | None = field(default_factory=EvidenceChoice)
+    """What to say in the files beside the image; None: write none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,122 +101,153 @@ class BuildResult:
     parts: dict[str, dict[str, int]]
     """Part -> bytes as stored and, for ramdisks, unpacked: what they take of the enclave's memory."""
     packages: dict[str, str] = field(default_factory=dict)
+    services: list[str] = field(default_factory=list)
+    network: dict[str, Any] = field(default_factory=dict)
+    resources: dict[str, int] = field(default_factory=dict)
+    inputs: list[Input] = field(default_factory=list)
+    """All that the image was made of, by content."""
+    steps: list[StepRecord] = field(default_factory=list)
+    evidence: list[str] = field(default_factory=list)
+    """The files that say what the image is and what it was made of."""
 
 
 def run_build(request: BuildRequest, progress: Progress) -> BuildResult:
     """Build the image. Raises EnclavekitError; then there is no output, and what was there before is untouched."""
+    check_request(request)
+    sweep()
+    started = time.time()
+    results: list[BuildResult] = []
+    with contextlib.ExitStack() as scope:
+        steps = plan_build(request, progress, scope)
+        run_plan(steps, progress, lambda done: results.append(_result(request, done, progress)))
+    for entry in evict():
+        progress.note(f"the cache was full: {entry.name}-{entry.key} was not used for the longest time, and went")
+    return replace(results[0], evidence=write_evidence(results[0].inputs, request, request.output, started))
+
+
+def forecast_build(request: BuildRequest) -> list[Forecast]:
+    """Return what `run_build` would do, without doing any of it. Raises EnclavekitError for what would fail at once."""
+    check_request(request)
+    with contextlib.ExitStack() as scope:
+        return forecast_plan(plan_build(request, Progress(io.StringIO()), scope))  # nothing happens: nothing to tell
+
+
+def check_request(request: BuildRequest) -> None:
+    """Refuse what contradicts itself before anything is made. Raises ConfigError, InputError."""
     target = os.path.abspath(request.output)
-    folder = os.path.dirname(target)
-    if not os.path.isdir(folder) or os.path.isdir(target):
+    if os.path.isdir(target) or not os.path.isdir(os.path.dirname(target)):
         raise InputError("write", request.output, "it is a directory" if os.path.isdir(target) else "no such directory")
-    with tempfile.TemporaryDirectory(prefix="rbuilds-") as scratch:
-        tree, config = read_app(request, scratch, progress)
-        for overrides in request.overrides:
-            config = overrides.apply(config)
-        account = resolve_user(tree, config.user)
-        prepare_tree(tree, config, account)
-        shared = tree.resolve((b"data",))
-        if shared is not None and shared.children:
-            progress.note("what the image has in /data is not seen in the enclave: the shared /data is mounted there")
-        unit = make_unit(tree, config, account)
-        kernel = find_kernel(request, progress)
-        framework = build_framework(
-            kernel, request.arch, request.compression, progress, ready_root=request.framework_rootfs
+    if request.clients and "pipeline" not in request.services:
+        raise ConfigError(request.source, "services", "clients are listed, but without pipeline nobody can enter")
+    if request.init == "c":
+        check_alone(
+            request.source,
+            services=request.services,
+            clients=request.clients,
+            network=[*request.network.egress, *request.network.ingress],
+            runtime_config=request.runtime_config,
         )
-        with progress.step("app ramdisk"):
-            files = app_files(unit, request.clients, account)
-            app = pack_app(tree, files, os.path.join(scratch, "app.ramdisk"), request.compression)
-        with progress.step(f"image {request.output}"):
-            return write_image(request, target, kernel, framework, app)
 
 
-def read_app(request: BuildRequest, scratch: str, progress: Progress) -> tuple[AppTree, ImageConfig]:
-    """Return the app's files and how it is to be run, from whichever source the request names."""
-    if request.rootfs is not None:
-        with progress.step(f"app from directory {request.rootfs}"):
-            return read_directory(request.rootfs), ImageConfig()
-    archive = request.archive
-    if request.dockerfile is not None:
-        engine = choose_engine(request.engine)
-        archive = os.path.join(scratch, "image.tar")
-        context = request.context or os.path.dirname(os.path.abspath(request.dockerfile))
-        with progress.step(f"app from {request.dockerfile} by {engine}"):
-            build_dockerfile(request.dockerfile, context, engine, archive)
-    assert archive is not None, "the command line asks for exactly one source"
-    with progress.step(f"layers of {request.archive or request.dockerfile}"):
-        return read_archive(archive, scratch, request.arch, progress)
-
-
-def find_kernel(request: BuildRequest, progress: Progress) -> Kernel:
-    """Return the builder's kernel or Debian's."""
-    if request.kernel is not None:
-        return kernel_from_file(request.kernel)
-    with progress.step("kernel: Debian's, for the emulator only"):
-        return debian_kernel(request.arch)
-
-
-def app_files(unit: str, clients: tuple[Client, ...], account: Account) -> list[AppFile]:
-    """Return what ramdisk 1 holds beside the app's root; /data belongs to the app, which keeps its state there."""
-    files = [
-        AppFile(b"data", None, uid=account.uid, gid=account.gid),
-        AppFile(UNIT_PATH, unit.encode()),
-    ]
-    if clients:
-        files.append(AppFile(CLIENTS_PATH, render_clients(clients)))
-    else:  # no list, no listener: a unit that fails for want of a list would only fill the log
-        files.append(AppFile(LISTENER_PATH, (units()["pipeline.service"] + "ServiceEnable = false\n").encode()))
-    return files
-
-
-def write_image(
-    request: BuildRequest, target: str, kernel: Kernel, framework: Framework, app: RamdiskFile
-) -> BuildResult:
-    """Write the EIF and return what is in it."""
-    from enclavekit_eif.metadata import make_metadata
-    from enclavekit_eif.writer import write_eif
-
-    about_kernel = {
-        "name": kernel.name,
-        "version": kernel.version,
-        "sha256": _sha256(kernel.path),
-        "nitro-capable": kernel.nitro_capable,
-    }
-    cmdline = CMDLINES[request.arch] if request.cmdline is None else request.cmdline
-    name = request.name or os.path.splitext(os.path.basename(target))[0]
-    document = make_metadata(
-        name,
-        request.version,
-        build_tool="rbuilds",
-        build_tool_version=metadata.version("enclavekit-rbuilds"),
-        kernel_version=kernel.version,
-        custom={"kernel": about_kernel, "packages": framework.packages},
+def plan_build(request: BuildRequest, progress: Progress, scope: contextlib.ExitStack) -> list[Step]:
+    """Return the steps; what fails for the builder's own reasons comes before what takes long."""
+    network = plan_network(request.network, request.services, request.source)
+    app = AppRequest(
+        arch=request.arch,
+        compression=request.compression,
+        overrides=request.overrides,
+        clients=request.clients,
+        services=request.services,
+        network=network,
+        runtime_config=request.runtime_config,
+        keep_owners=request.keep_owners,
+        init=request.init,
     )
-    try:
-        measurements = write_eif(
-            target,
-            kernel=kernel.path,
-            cmdline=cmdline.encode(),
-            ramdisks=[framework.ramdisk.path, app.path],
-            metadata=document,
-            arch=request.arch,
+    custom = {
+        **({"init": request.init} if request.init != "python" else {}),
+        "services": sorted(request.services),
+        "network": network.table(),
+        "resources": _resources(request),
+    }
+    image = ImageRequest(
+        output=request.output,
+        name=request.name or os.path.splitext(os.path.basename(request.output))[0],
+        version=request.version,
+        arch=request.arch,
+        cmdline=request.cmdline,
+        custom=custom,
+        signing=request.signing,
+    )
+    source = source_step(
+        scope,
+        dockerfile=request.dockerfile,
+        context=request.context,
+        engine=request.engine,
+        archive=request.archive,
+        rootfs=request.rootfs,
+        fresh=request.no_engine_cache,
+        build_args=request.build_args,
+        target=request.target,
+        arch=request.arch,
+    )
+    kernel = kernel_step(request.kernel, request.arch, request.compression, progress)
+    services = request.services | ({NETWORK} if network.units else set())
+    if request.init == "c":
+        progress.note(f"with the C init there is {LOST}")
+    framework = (
+        [init_step(request.arch, request.compression)]
+        if request.init == "c"
+        else framework_steps(
+            request.arch,
+            request.compression,
+            services,
+            progress,
+            ready_root=request.framework_rootfs,
+            pins=request.pins if request.lock is None else request.lock.debian(),
+            origin=request.origin,
         )
-        size = os.stat(target).st_size
-    except OSError as exc:
-        raise InputError("write", request.output, describe_cause(exc)) from exc
+    )
+    steps = [source, kernel, app_step(app, progress), *framework, *image_steps(image)]
+    if request.lock is None:
+        return steps
+    return enforce(steps, request.lock, request.output, request.arch, services, request.context)
+
+
+def _result(request: BuildRequest, done: PlanResult, progress: Progress) -> BuildResult:
+    """Describe what the plan made; called while the cache still holds it."""
+    app: AppRamdisk = done.products["app"].value
+    framework: Framework = done.products["framework"].value
+    image: Image = done.products["signature" if "signature" in done.products else "image"].value
+    kernel = done.products["kernel"].value
+    for note in app.notes:
+        progress.note(note)
     return BuildResult(
         eif=request.output,
-        size=size,
-        measurements=measurements.to_json(),
-        kernel=about_kernel,
+        size=os.stat(request.output).st_size,
+        measurements=image.measurements,
+        kernel=image.kernel,
         parts={
             "kernel": {"stored": os.stat(kernel.path).st_size},
             "framework": {"stored": framework.ramdisk.size, "unpacked": framework.ramdisk.unpacked},
-            "app": {"stored": app.size, "unpacked": app.unpacked},
+            "app": {"stored": app.ramdisk.size, "unpacked": app.ramdisk.unpacked},
         },
         packages=framework.packages,
+        services=sorted(request.services),
+        network=plan_network(request.network, request.services, request.source).table(),
+        resources=_resources(request),
+        inputs=_inputs(image, framework, app),
+        steps=done.records,
     )
 
 
-def _sha256(path: str) -> str:
-    with open(path, "rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
+def _inputs(image: Image, framework: Framework, app: AppRamdisk) -> list[Input]:
+    about = image.kernel
+    kernel = Input("kernel", about["name"], about["version"], about["sha256"])
+    found = [kernel, *framework.inputs, *app.inputs]
+    return sorted(found, key=lambda item: (item.kind, item.name, item.version, item.sha256))
+
+
+def _resources(request: BuildRequest) -> dict[str, int]:
+    resources = request.resources
+    values = {"memory_mib": resources.memory_mib, "cpus": resources.cpus, "cid": resources.cid}
+    return {name: value for name, value in values.items() if value is not None}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from importlib import import_module
 
 from enclavekit_core.cli import run_command
@@ -12,7 +13,23 @@ PROGRAM = "rbuilds"
 # subcommand -> module below `commands` with HELP, add_arguments(parser) and run(args) -> exit code; such a module
 # imports what does the work inside run(), so that --help and wrong arguments answer at once
 COMMANDS = {
+    "init": "init",
     "build": "build",
+    "lock": "lock",
+    "framework": "framework",
+    "kernel": "kernel",
+    "kernel-check": "kernel_check",
+    "schema": "schema",
+    "cache": "cache",
+    "run": "run",
+    "list": "list",
+    "attach": "attach",
+    "drop": "drop",
+    "doctor": "doctor",
+    "explain": "explain",
+    "reproduce": "reproduce",
+    "evidence": "evidence",
+    "console": "console",
 }
 
 
@@ -30,3 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     return run_command(PROGRAM, lambda: args.run(args))
+
+
+if __name__ == "__main__":  # python -m, where no console script is installed
+    sys.exit(main())

@@ -42,15 +42,25 @@ def parse_authorization(text: str) -> Client:
     if not colon or os.path.exists(text):
         path, verbs = text, ",".join(VERBS)
     allow = [verb.strip() for verb in verbs.split(",") if verb.strip()]
-    system = ALL in allow
-    if system:
-        allow = list(VERBS)
-    unknown = [verb for verb in allow if verb not in VERBS]
+    unknown = [verb for verb in allow if verb not in (*VERBS, ALL)]
     if unknown or not allow:
         wrong = unknown[0] if unknown else verbs
         raise InputError("authorize", text, f"{wrong!r} is none of {', '.join(VERBS)}, {ALL}")
-    name = os.path.splitext(os.path.basename(path))[0]
-    return Client(name, _read_certificate(path), sorted(set(allow), key=VERBS.index), system)
+    return load_client(path, allow)
+
+
+def load_client(path: str, allow: Sequence[str], name: str | None = None) -> Client:
+    """Return the client with the certificate at `path`; `allow` is ALL, or has verbs and perhaps ALL in it.
+
+    Raises: InputError.
+    """
+    if not allow:
+        raise InputError("authorize", path, "it may do nothing")
+    system = ALL in allow
+    verbs = VERBS if system else sorted(set(allow), key=VERBS.index)
+    if name is None:
+        name = os.path.splitext(os.path.basename(path))[0]
+    return Client(name, _read_certificate(path), list(verbs), system)
 
 
 def render_clients(clients: Sequence[Client]) -> bytes:
