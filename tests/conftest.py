@@ -79,7 +79,9 @@ def shell(tmp_path_factory):
         "XDG_STATE_HOME": str(tmp_path_factory.mktemp("state")),
     }
     os.chmod(environment["ENCLAVEKIT_RUNTIME_DIR"], 0o700)
-    return Shell(directory, environment)
+    made = Shell(directory, environment)
+    yield made
+    made.run("nitro-emu", "terminate-enclave", "--all")  # those of tests that failed half-way
 
 
 @pytest.fixture(scope="session")
@@ -106,25 +108,32 @@ class Enclave:
     name: str
     eif: Path
     dev_root: str
+    machine: str
 
     def pipeline(self, verb: str, *argv: object, identity: str = "keys/alice", eif: Path | None = None) -> list[object]:
         trust = ["--eif", eif or self.eif, "--identity", identity, "--insecure-dev-root", self.dev_root]
-        return ["pipeline", verb, *trust, *argv]
+        # a virtual machine's services come up seconds after its heartbeat
+        return ["pipeline", verb, "--connect-timeout", 120, *trust, *argv]
 
     def exec(self, *argv: object, expect: int = 0, stdin: bytes | None = None) -> str:
         flags = ["-i"] if stdin is not None else []
         return self.shell.output(*self.pipeline("exec", *flags, self.cid, "--", *argv), expect=expect, stdin=stdin)
 
 
-def start_enclave(shell: Shell, eif: Path, *flags: object) -> Enclave:
-    running = shell.json("nitro-emu", "run-enclave", "--eif-path", eif, "--cpu-count", 2, "--memory", 1024, *flags)
+def start_enclave(shell: Shell, eif: Path, *flags: object, machine: str = "process") -> Enclave:
+    running = shell.json(
+        *("nitro-emu", "run-enclave", "--eif-path", eif, "--cpu-count", 2, "--memory", 1024),
+        *("--machine", machine, *flags),
+    )
     root = shell.output("nitro-emu", "dev-root").strip()
-    return Enclave(shell, running["EnclaveCID"], running["EnclaveID"], running["EnclaveName"], eif, root)
+    return Enclave(shell, running["EnclaveCID"], running["EnclaveID"], running["EnclaveName"], eif, root, machine)
 
 
-@pytest.fixture(scope="session")
-def enclave(shell, notes):
-    """The image, running, for all tests that leave it as they found it."""
-    running = start_enclave(shell, notes)
+@pytest.fixture(scope="session", params=["process", "qemu"])
+def enclave(request, shell, notes):
+    """The image, running on each machine, for all tests that leave it as they found it."""
+    if request.param == "qemu":
+        need("qemu-system-x86_64")
+    running = start_enclave(shell, notes, machine=request.param)
     yield running
     shell.run("nitro-emu", "terminate-enclave", "--enclave-id", running.id)

@@ -33,6 +33,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.xdist_group("enclave")
 @pytest.mark.parametrize("page", [page for page in PAGES if "```console" in page.read_text()], ids=name_of)
+@pytest.mark.parametrize("enclave", ["process"], indirect=True)
 def test_commands_of_the_page_run_as_shown(page, shell, notes, enclave, tmp_path):
     need("bash")
     environment = {

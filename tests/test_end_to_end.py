@@ -118,6 +118,15 @@ def test_evidence_proves_image_key_and_file(shell, enclave, ra, measurements):
     assert shell.json(*curl, f"{ra}/nsm_desc")["digest"] == "SHA384"
 
 
+def test_live_evidence_is_held_against_a_rebuilt_image(shell, enclave, ra):
+    evidence = fetch_evidence(shell, ra, secrets.token_hex(32))
+    app = ["--rootfs", "notes.rootfs", "--config", NOTES / "enclave.yaml", "--authorize", "keys/alice.crt:all"]
+    words = ["rbuilds", "reproduce", *app, "--reuse-framework", "--against-document", evidence]
+    shell.run(*words, "--insecure-dev-root", enclave.dev_root)
+    shell.refusal(*words, "--insecure-dev-root", enclave.dev_root, "--env", "OTHER=1", expect=6)
+    shell.refusal(*words, expect=6)  # the development root counts only when it is named
+
+
 def test_stale_nonce_is_refused(shell, enclave, ra, measurements):
     evidence = fetch_evidence(shell, ra, secrets.token_hex(32))
     verify = ["attest", "verify", evidence, "--measurements", "pcrs.json", "--insecure-dev-root", enclave.dev_root]
@@ -159,8 +168,8 @@ def test_client_without_a_policy_goes_nowhere(shell, enclave):
     shell.refusal("pipeline", "exec", "--identity", "keys/alice", enclave.cid, "--", "id", expect=255)
 
 
-def test_debug_enclave_is_refused_unless_allowed(shell, notes):
-    debug = start_enclave(shell, notes, "--debug-mode", "--enclave-name", "debugged")
+def test_debug_enclave_is_refused_unless_allowed(shell, enclave, notes):
+    debug = start_enclave(shell, notes, "--debug-mode", "--enclave-name", "debugged", machine=enclave.machine)
     try:
         shell.refusal(*debug.pipeline("exec", debug.cid, "--", "sh", "-c", ":"), expect=255)
         shell.run(*debug.pipeline("exec", "--allow-debug", debug.cid, "--", "sh", "-c", ":"))
@@ -169,7 +178,7 @@ def test_debug_enclave_is_refused_unless_allowed(shell, notes):
 
 
 def test_two_enclaves_run_side_by_side(shell, enclave, notes):
-    second = start_enclave(shell, notes, "--enclave-name", "second")
+    second = start_enclave(shell, notes, "--enclave-name", "second", machine=enclave.machine)
     try:
         assert second.cid != enclave.cid
         second.exec("sh", "-c", "echo mine > /data/mine")
@@ -187,8 +196,8 @@ def test_taken_cid_is_refused(shell, enclave, notes):
     assert b"[ E" in done.stderr
 
 
-def test_app_exit_status_reaches_the_parent(shell, notes):
-    app = start_enclave(shell, notes, "--enclave-name", "mortal")
+def test_app_exit_status_reaches_the_parent(shell, enclave, notes):
+    app = start_enclave(shell, notes, "--enclave-name", "mortal", machine=enclave.machine)
     # the app's main process is the session leader that PID 1 started in the app's root
     find = 'for p in /proc/[0-9]*; do [ "$(readlink $p/root)" = /rootfs ] && echo ${p#/proc/}; done; :'
     pids = shell.output(*app.pipeline("exec", "--system", app.cid, "--", "sh", "-c", find)).split()

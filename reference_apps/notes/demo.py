@@ -77,6 +77,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the facts of the run to FILE")
     parser.add_argument("--keep", action="store_true", help="leave the enclave running and say how to enter it")
+    parser.add_argument("--machine", choices=("process", "qemu"), default="process", help="what boots the image")
     args = parser.parse_args()
     # the commands of the environment that runs this, also when it is not activated
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -86,7 +87,7 @@ def main() -> int:
     stack = contextlib.ExitStack()
     status, failure = 1, ""
     try:
-        main_job(demo, stack, keep=args.keep)
+        main_job(demo, stack, args.machine, keep=args.keep)
         status = 0
     except StepFailed as exc:
         failure = str(exc)
@@ -104,7 +105,7 @@ def main() -> int:
     return status
 
 
-def main_job(demo: Demo, stack: contextlib.ExitStack, *, keep: bool) -> None:
+def main_job(demo: Demo, stack: contextlib.ExitStack, machine: str, *, keep: bool) -> None:
     here = demo.directory
     with demo.step("app", "an app: a small HTTP service, user space included"):
         demo.run(APP / "make_rootfs", "notes.rootfs")
@@ -126,11 +127,11 @@ def main_job(demo: Demo, stack: contextlib.ExitStack, *, keep: bool) -> None:
         running = json.loads(
             demo.run(
                 *("nitro-emu", "run-enclave", "--eif-path", "notes.eif", "--enclave-name", f"notes-{os.getpid()}"),
-                *("--cpu-count", 2, "--memory", MEMORY_MIB),
+                *("--cpu-count", 2, "--memory", MEMORY_MIB, "--machine", machine),
             )
         )
         cid, enclave_id = running["EnclaveCID"], running["EnclaveID"]
-        demo.facts["cid"] = cid
+        demo.facts |= {"cid": cid, "machine": machine}
         root = demo.run("nitro-emu", "dev-root", show=False).decode().strip()
         if not keep:
             stack.callback(terminate, demo, enclave_id)
