@@ -15,12 +15,12 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from enclavekit_core.errors import InputError, describe_cause
 
+from enclavekit_eif.lanes import Lanes
 from enclavekit_eif.model import CRC_OFFSET, SectionType
 from enclavekit_eif.reader import Eif
 
@@ -115,38 +115,38 @@ def measure(eif: Eif) -> Measurements:
     Raises: InputError if the file cannot be read or the signature section holds no certificate.
     """
     hasher = PcrHasher()
-    crc = zlib.crc32(eif.header[:CRC_OFFSET])
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    # hashlib and zlib drop the GIL: each byte goes through up to two hashes and the CRC side by side
-    with ThreadPoolExecutor(max_workers=3) as pool:
+    crc = RunningCrc(zlib.crc32(eif.header[:CRC_OFFSET]))
+    with Lanes() as lanes:
         for section in eif.sections:
-            hashes = hasher.begin(section.type)
-            position = section.offset
+            updates = [part.update for part in hasher.begin(section.type)]
+            crc.update(_read(eif, section.offset, section.data_offset))
+            position = section.data_offset
             while position < section.end:
-                chunk = buffer[: _fill(eif, buffer, position, section.end)]
-                # the section header is in the CRC and in no PCR; it is small enough to be in the first chunk whole
-                data = chunk[max(0, section.data_offset - position) :]
-                jobs = [pool.submit(part.update, data) for part in hashes]
-                crc = zlib.crc32(chunk, crc)
-                for job in jobs:
-                    job.result()
+                chunk = _read(eif, position, min(position + CHUNK_BYTES, section.end))
+                lanes.feed(chunk, crc.update, *updates)
                 position += len(chunk)
-    return Measurements(*hasher.registers(), _pcr8(eif), crc == eif.crc32)
+            lanes.drain()
+    return Measurements(*hasher.registers(), _pcr8(eif), crc.value == eif.crc32)
 
 
-def _fill(eif: Eif, buffer: memoryview, position: int, end: int) -> int:
-    """Read from `position` until `end` or a full buffer; return the count, 12 or more if that many are left."""
-    wanted = min(len(buffer), end - position)
-    done = 0
-    while done < wanted:
-        try:
-            count = os.preadv(eif.fd, [buffer[done:wanted]], position + done)
-        except OSError as exc:
-            raise InputError("read EIF", eif.path, describe_cause(exc)) from exc
-        if count == 0:
-            raise InputError("read EIF", eif.path, "it was truncated while being read")
-        done += count
-    return done
+class RunningCrc:
+    """A CRC-32 with the interface of a hash."""
+
+    def __init__(self, value: int = 0) -> None:
+        self.value = value
+
+    def update(self, data: bytes) -> None:
+        self.value = zlib.crc32(data, self.value)
+
+
+def _read(eif: Eif, start: int, end: int) -> bytes:
+    try:
+        data = os.pread(eif.fd, end - start, start)
+    except OSError as exc:
+        raise InputError("read EIF", eif.path, describe_cause(exc)) from exc
+    if len(data) < end - start:
+        raise InputError("read EIF", eif.path, "it was truncated while being read")
+    return data
 
 
 def _pcr8(eif: Eif) -> bytes | None:

@@ -97,14 +97,20 @@ def decode_header(data: bytes) -> Header:
     )
 
 
-def encode_header(flags: int, sections: list[Section], crc32: int = 0) -> bytes:
-    """Encode the header of a version 4 image with these sections, in file order."""
+def encode_header(
+    flags: int,
+    sections: list[Section],
+    crc32: int = 0,
+    *,
+    version: int = VERSION,
+    default_mem: int = DEFAULT_MEM_BYTES,
+    default_cpus: int = DEFAULT_CPUS,
+) -> bytes:
+    """Encode the header of an image with these sections, in file order; at most MAX_SECTIONS of them."""
     padding = [0] * (MAX_SECTIONS - len(sections))
     offsets = [section.offset for section in sections] + padding
     sizes = [section.size for section in sections] + padding
-    return HEADER.pack(
-        MAGIC, VERSION, flags, DEFAULT_MEM_BYTES, DEFAULT_CPUS, 0, len(sections), *offsets, *sizes, 0, crc32
-    )
+    return HEADER.pack(MAGIC, version, flags, default_mem, default_cpus, 0, len(sections), *offsets, *sizes, 0, crc32)
 
 
 def plan_sections(parts: list[tuple[SectionType, int]]) -> list[Section]:

@@ -55,6 +55,17 @@ class Packed:
     """Of the archive."""
 
 
+def encode_header(
+    name: bytes, inode: int, mode: int, owner: tuple[int, int], nlink: int, mtime: int, size: int, rdev: int = 0
+) -> bytes:
+    """Return what stands before an entry's data, padding included; `padding(size)` zeros have to follow the data."""
+    fields = (inode, mode, *owner, nlink, mtime, size, 0, 0, os.major(rdev), os.minor(rdev), len(name) + 1, 0)
+    text = b"".join(b"%08X" % field for field in fields)
+    assert len(text) == HEADER_BYTES - len(MAGIC), "a field is wider than 32 bits"
+    header = MAGIC + text + name + b"\0"
+    return header + bytes(padding(len(header)))
+
+
 class CpioWriter:
     """Collect entries in any order, then write them sorted: `with CpioWriter(out) as archive: archive.add_file(...)`.
 
@@ -183,12 +194,8 @@ class CpioWriter:
     def _write_header(
         self, name: bytes, entry: _Entry, inode: int, nlink: int, size: int, mtime: int | None = None
     ) -> int:
-        fields = (inode, entry.mode, entry.uid, entry.gid, nlink, self._mtime if mtime is None else mtime, size)
-        device = (0, 0, os.major(entry.rdev), os.minor(entry.rdev), len(name) + 1, 0)
-        text = b"".join(b"%08X" % field for field in (*fields, *device))
-        header = MAGIC + text + name + b"\0"
-        assert len(text) == HEADER_BYTES - len(MAGIC), "a field is wider than 32 bits"
-        return self._write(header + bytes(padding(len(header))))
+        owner, time = (entry.uid, entry.gid), self._mtime if mtime is None else mtime
+        return self._write(encode_header(name, inode, entry.mode, owner, nlink, time, size, entry.rdev))
 
     def _write_data(self, entry: _Entry) -> None:
         if not entry.from_path:

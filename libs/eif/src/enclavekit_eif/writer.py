@@ -7,16 +7,20 @@ Order of sections: kernel, cmdline, metadata, ramdisks, signature, as the refere
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import stat
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_eif.measure import CHUNK_BYTES, Measurements, PcrHasher, pcr_of
+from enclavekit_eif.crc import combine
+from enclavekit_eif.lanes import Lanes
+from enclavekit_eif.measure import CHUNK_BYTES, Measurements, PcrHasher, RunningCrc, pcr_of
 from enclavekit_eif.metadata import encode_metadata
 from enclavekit_eif.model import (
     ARCH_NAMES,
@@ -118,15 +122,19 @@ def _open_input(stack: contextlib.ExitStack, path: Path, what: str) -> tuple[int
 def _write(
     fd: int, parts: list[tuple[SectionType, int, int | bytes, str]], flags: int, signer: Signer | None
 ) -> Measurements:
-    hasher = PcrHasher()
+    hasher, crc = PcrHasher(), RunningCrc()
     position = HEADER.size
-    for kind, size, source, label in parts:
-        hashes = hasher.begin(kind)
-        position += _pwrite(fd, SECTION_HEADER.pack(kind, 0, size), position)
-        for chunk in _chunks(source, size, label):
-            for part in hashes:
-                part.update(chunk)
-            position += _pwrite(fd, chunk, position)
+    with Lanes() as lanes:
+        for kind, size, source, label in parts:
+            updates = [part.update for part in hasher.begin(kind)]
+            head = SECTION_HEADER.pack(kind, 0, size)
+            crc.update(head)
+            position += _pwrite(fd, head, position)
+            for chunk in _chunks(source, size, label):
+                # what is hashed is what is written: no copying behind our back (sendfile), as the input may change
+                lanes.feed(chunk, crc.update, partial(_pwrite, fd, position=position), *updates)
+                position += len(chunk)
+            lanes.drain()
     pcr0, pcr1, pcr2 = hasher.registers()
     layout = [(kind, size) for kind, size, _source, _label in parts]
     pcr8 = None
@@ -136,16 +144,15 @@ def _write(
         signature = signer.sign(pcr0)
         pcr8 = pcr_of([EifSignature(signer.certificate_pem, b"").certificate_der()])
         layout.append((SectionType.SIGNATURE, len(signature)))
-        position += _pwrite(fd, SECTION_HEADER.pack(SectionType.SIGNATURE, 0, len(signature)) + signature, position)
+        tail = SECTION_HEADER.pack(SectionType.SIGNATURE, 0, len(signature)) + signature
+        crc.update(tail)
+        position += _pwrite(fd, tail, position)
     sections = plan_sections(layout)
     assert sections[-1].end == position
-    # the CRC starts with the header, which is complete only now: a second pass over what was written, from the cache
-    crc = zlib.crc32(encode_header(flags, sections)[:CRC_OFFSET])
-    offset = HEADER.size
-    while chunk := os.pread(fd, CHUNK_BYTES, offset):
-        crc = zlib.crc32(chunk, crc)
-        offset += len(chunk)
-    _pwrite(fd, encode_header(flags, sections, crc), 0)
+    # the CRC starts with the header, which is complete only now
+    header_crc = zlib.crc32(encode_header(flags, sections)[:CRC_OFFSET])
+    whole = combine(header_crc, crc.value, position - HEADER.size)
+    _pwrite(fd, encode_header(flags, sections, whole), 0)
     return Measurements(pcr0, pcr1, pcr2, pcr8, crc_ok=True)
 
 
@@ -175,13 +182,15 @@ def _pwrite(fd: int, data: bytes, position: int) -> int:
 def replaced_file(path: str) -> Iterator[int]:
     """Give a descriptor of a new file beside `path` that takes its name at the end, or vanishes on any error.
 
-    Its mode is 0666 less the umask. Raises OSError.
+    Its mode is 0666 less the umask. It is locked as long as it is written: who finds one that is not may remove it.
+    Raises OSError.
     """
     directory, base = os.path.split(path)
     temporary = os.path.join(directory, f".{base[:200]}.{secrets.token_hex(6)}")
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd
         finally:
             os.close(fd)
