@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `eif`: describe, build and extract enclave images."""
+"""The command `eif`: what is done with enclave images. Newer subcommands are modules of `commands`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import stat
@@ -13,16 +14,22 @@ from typing import Any
 from enclavekit_core.cli import run_command
 from enclavekit_core.errors import ConfigError, InputError, describe_cause
 
+from enclavekit_eif.commands.output import print_json
+
 MAX_CUSTOM_METADATA_BYTES = 4096  # nitro-cli's limit for the file
+COMMANDS = ("sign", "verify", "diff", "check", "size")  # modules of enclavekit_eif.commands
 EPOCH_VARIABLE = "SOURCE_DATE_EPOCH"  # https://reproducible-builds.org/specs/source-date-epoch/
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="eif", description="Describe, build and take apart enclave images (EIF).")
+    parser = argparse.ArgumentParser(
+        prog="eif", description="Describe, build, sign, compare and take apart images (EIF)."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     describe = commands.add_parser("describe", help="print measurements and metadata, as nitro-cli describe-eif does")
     describe.add_argument("file", metavar="FILE")
+    describe.set_defaults(run=run_describe)
 
     build = commands.add_parser("build", help="write an image from a kernel and ramdisks; print its measurements")
     build.add_argument("--kernel", required=True, metavar="FILE", help="bzImage, or Image for aarch64")
@@ -44,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--img-kernel", default="Unknown", metavar="VERSION", help="KernelVersion (default: %(default)s)"
     )
+    build.set_defaults(run=run_build)
 
     extract = commands.add_parser("extract", help="write the sections of an image to files")
     extract.add_argument("file", metavar="FILE")
@@ -52,13 +60,18 @@ def build_parser() -> argparse.ArgumentParser:
     extract.add_argument(
         "--same-owner", action="store_true", help="with --tree: keep owners and setuid bits (needs root)"
     )
+    extract.set_defaults(run=run_extract)
+    for name in COMMANDS:
+        module = importlib.import_module(f"enclavekit_eif.commands.{name}")
+        added = commands.add_parser(name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.")
+        module.add_arguments(added)
+        added.set_defaults(run=module.run)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    command = {"describe": run_describe, "build": run_build, "extract": run_extract}[args.command]
-    return run_command("eif", lambda: command(args))
+    return run_command("eif", lambda: args.run(args))
 
 
 def run_describe(args: argparse.Namespace) -> None:
@@ -66,7 +79,7 @@ def run_describe(args: argparse.Namespace) -> None:
     from enclavekit_eif.reader import read_eif
 
     with read_eif(args.file) as eif:
-        _print_json(describe_eif(eif))
+        print_json(describe_eif(eif))
 
 
 def run_build(args: argparse.Namespace) -> None:
@@ -98,7 +111,7 @@ def run_build(args: argparse.Namespace) -> None:
         signer=signer,
     )
     print(f"Output file: {args.output}", file=sys.stderr)
-    _print_json({"Measurements": measurements.to_json()})
+    print_json({"Measurements": measurements.to_json()})
 
 
 def run_extract(args: argparse.Namespace) -> None:
@@ -109,12 +122,6 @@ def run_extract(args: argparse.Namespace) -> None:
         report = unpack_eif(eif, args.output, tree=args.tree, same_owner=args.same_owner)
     for skipped in report.skipped if report else ():
         print(f"eif: left out {skipped.name}: {skipped.reason}", file=sys.stderr)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    # UTF-8 whatever the locale, as nitro-cli prints it
-    sys.stdout.flush()
-    sys.stdout.buffer.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def _default_build_time() -> str:

@@ -225,3 +225,9 @@ class _ZstdFrame:
         if len(data) != size:
             raise refusal("zstd data is truncated")
         return data
+
+
+def compression_of(start: bytes) -> str:
+    """Return the name of the compression that a ramdisk begins with; empty for none."""
+    magics = {GZIP_MAGIC: "gzip", ZSTD_MAGIC: "zstd", **UNSUPPORTED}
+    return next((name for magic, name in magics.items() if start.startswith(magic)), "")

@@ -38,13 +38,16 @@ class Algorithm:
     hash: hashes.HashAlgorithm
     size: int
     """Bytes of r, and of s."""
+    name: str
+    """Of the signing algorithm, as KMS spells it."""
 
 
 ALGORITHMS = {  # by curve; no others are allowed
-    "secp256r1": Algorithm(bytes.fromhex("a10126"), hashes.SHA256(), 32),
-    "secp384r1": Algorithm(bytes.fromhex("a1013822"), hashes.SHA384(), 48),
-    "secp521r1": Algorithm(bytes.fromhex("a1013823"), hashes.SHA512(), 66),
+    "secp256r1": Algorithm(bytes.fromhex("a10126"), hashes.SHA256(), 32, "ECDSA_SHA_256"),
+    "secp384r1": Algorithm(bytes.fromhex("a1013822"), hashes.SHA384(), 48, "ECDSA_SHA_384"),
+    "secp521r1": Algorithm(bytes.fromhex("a1013823"), hashes.SHA512(), 66, "ECDSA_SHA_512"),
 }
+DEFAULT_CURVE = "secp384r1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +75,60 @@ class EifSignature:
 
 @dataclass(frozen=True)
 class Signer:
+    """A key at hand. `enclavekit_eif.sign.Signer` is what every signer has in common."""
+
     key: ec.EllipticCurvePrivateKey
     certificate_pem: bytes
 
     def sign(self, pcr0: bytes) -> bytes:
         """Return the signature section's data for this PCR0. Same key and PCR0, same bytes (RFC 6979)."""
         algorithm = ALGORITHMS[self.key.curve.name]
-        payload = register_payload(pcr0)
-        message = signed_message(algorithm.protected, payload)
+        message = signed_message(algorithm.protected, register_payload(pcr0))
         der = self.key.sign(message, ec.ECDSA(algorithm.hash, deterministic_signing=True))
-        raw = b"".join(number.to_bytes(algorithm.size, "big") for number in decode_dss_signature(der))
-        cose = cbor2.dumps([algorithm.protected, {}, payload, raw])
-        data = encode_signature(EifSignature(self.certificate_pem, cose))
-        if len(data) > MAX_SIGNATURE_BYTES:
-            raise InputError("sign", "EIF", f"the signature section would have more than {MAX_SIGNATURE_BYTES} bytes")
-        return data
+        return signature_section(self.certificate_pem, algorithm, pcr0, raw_signature(der, algorithm))
+
+
+def algorithm_of(certificate: x509.Certificate) -> Algorithm:
+    """Return the algorithm that goes with the certificate's key. Raises InputError if there is none."""
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in ALGORITHMS:
+        raise InputError("sign with", "signing certificate", "its key is not an EC key on P-256, P-384 or P-521")
+    return ALGORITHMS[key.curve.name]
+
+
+def raw_signature(der: bytes, algorithm: Algorithm) -> bytes:
+    """Return r || s, as COSE has it, of a DER signature. Raises InputError."""
+    try:
+        return b"".join(number.to_bytes(algorithm.size, "big") for number in decode_dss_signature(der))
+    except (ValueError, OverflowError) as exc:
+        raise InputError("read", "signature", "not a DER signature of the certificate's kind of key") from exc
+
+
+def signature_section(certificate_pem: bytes, algorithm: Algorithm, pcr0: bytes, raw: bytes) -> bytes:
+    """Return the data of a signature section. Raises InputError if it is too large."""
+    cose = cbor2.dumps([algorithm.protected, {}, register_payload(pcr0), raw])
+    data = encode_signature(EifSignature(certificate_pem, cose))
+    if len(data) > MAX_SIGNATURE_BYTES:
+        raise InputError("sign", "EIF", f"the signature section would have more than {MAX_SIGNATURE_BYTES} bytes")
+    return data
+
+
+def load_certificate(path: str) -> EifSignature:
+    """Load the PEM file of a signing certificate. Raises InputError."""
+    loaded = EifSignature(read_small(path), b"")
+    try:
+        loaded.certificate()
+    except InputError as exc:
+        raise InputError("read signing certificate", path, exc.reason) from exc
+    return loaded
 
 
 def load_signer(certificate_path: str, key_path: str) -> Signer:
     """Load a PEM certificate and its PEM private key (EC, P-256, P-384 or P-521). Raises InputError."""
-    pem = _read_small(certificate_path)
+    pem = read_small(certificate_path)
     certificate = EifSignature(pem, b"").certificate()
     try:
-        key = serialization.load_pem_private_key(_read_small(key_path), password=None)
+        key = serialization.load_pem_private_key(read_small(key_path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
         raise InputError("read private key", key_path, str(exc)) from exc
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in ALGORITHMS:
@@ -200,7 +234,8 @@ def _decode_cbor(data: bytes) -> Any:
     return document
 
 
-def _read_small(path: str) -> bytes:
+def read_small(path: str) -> bytes:
+    """Return a key, certificate or signature file. Raises InputError."""
     try:
         with open(os.fspath(path), "rb") as source:
             data = source.read(MAX_KEY_FILE_BYTES + 1)
