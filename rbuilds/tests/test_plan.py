@@ -469,6 +469,7 @@ CHANGES = {
     "signing": None,  # needs a file: see the tests of signatures
     "arch": "aarch64",
     "compression": "gzip",
+    "init": "c",
     "source": None,  # only what complaints name
     "evidence": None,  # lies beside the image
     "lock": None,  # becomes pins; what else it says ends a build or does not
