@@ -171,17 +171,34 @@ def busybox():
     return path
 
 
-def write_image(path, root, custom, name="app"):
+# what tells a bzImage; the process machine boots none, and nitro-cli is told apart from it by what it refuses
+BZIMAGE = bytes(0x1FE) + b"\x55\xaa\0\0HdrS" + bytes(512)
+
+
+def sized(size_mib):
+    """Return the Size of an image in which next to nothing is packed."""
+    from enclavekit_eif.size import Size
+
+    return Size(size_mib << 20, kernel_bytes=1, ramdisk_bytes=1, unpacked_bytes=0, unpacked_memory_bytes=0, entries=0)
+
+
+def write_image(path, root, custom, name="app", *, kernel=BZIMAGE, signer=None):
     from enclavekit_eif.cpio import pack_tree
     from enclavekit_eif.metadata import make_metadata
     from enclavekit_eif.writer import write_eif
 
-    archive, kernel = path.with_suffix(".cpio"), path.with_suffix(".kernel")
+    archive, kernel_path = path.with_suffix(".cpio"), path.with_suffix(".kernel")
     with open(archive, "wb") as out:
         pack_tree(str(root), out)
-    kernel.write_bytes(b"not booted by the process machine")
-    metadata = make_metadata(name, "1", custom=custom)
-    write_eif(str(path), kernel=str(kernel), cmdline=b"console=ttyS0", ramdisks=[str(archive)], metadata=metadata)
+    kernel_path.write_bytes(kernel)
+    write_eif(
+        str(path),
+        kernel=str(kernel_path),
+        cmdline=b"console=ttyS0",
+        ramdisks=[str(archive)],
+        metadata=make_metadata(name, "1", custom=custom),
+        signer=signer,
+    )
     return path
 
 
@@ -207,11 +224,12 @@ def make_image(tmp_path, busybox, network_program):
 def dull_image(tmp_path):
     """Return make(name=..., **custom metadata) -> path of an image that nobody boots: for the fake nitro-cli."""
 
-    def make(name="app", **custom):
+    def make(name="app", boots=BZIMAGE, signer=None, **custom):
         root = tmp_path / f"{name}-root"
         root.mkdir()
         (root / "init").write_text("#!/bin/true\n")
-        return write_image(tmp_path / f"{name}.eif", root, custom, name)
+        (root / "init").chmod(0o755)
+        return write_image(tmp_path / f"{name}.eif", root, custom, name, kernel=boots, signer=signer)
 
     return make
 

@@ -37,18 +37,17 @@ def run(args: argparse.Namespace) -> int:
     from enclavekit_rbuilds.run.host_facts import read_host_facts
     from enclavekit_rbuilds.run.image import DEFAULT_CPUS
     from enclavekit_rbuilds.run.image_diagnosis import diagnose_image, open_image
-    from enclavekit_rbuilds.run.sizing import needed_memory_mib
 
     backend, taken, findings = _look_at_backend(args.backend)
     wanted = Wanted(memory_mib=args.memory, cpus=args.cpus or DEFAULT_CPUS, cid=args.cid or DEFAULT_CID)
     if args.image is not None:
-        image, about_image = open_image(args.image)
+        image, about_image = open_image(args.image, backend)
         findings += about_image
         if image is not None:
-            findings += diagnose_image(image, backend, args.memory)
+            findings += diagnose_image(image, args.memory)
             asked = image.resources
             wanted = Wanted(
-                memory_mib=args.memory or asked.memory_mib or needed_memory_mib(image.size_bytes),
+                memory_mib=args.memory or asked.memory_mib or image.size.needed_mib,
                 cpus=args.cpus or asked.cpus or DEFAULT_CPUS,
                 cid=args.cid or asked.cid or DEFAULT_CID,
                 has_network=bool(image.network.egress or image.network.ingress),

@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from enclavekit_core.errors import InputError, describe_cause
-
-from enclavekit_rbuilds.evidence.differences import diff_eifs, render_difference
+from enclavekit_eif.diff import diff_eifs, render_difference
 
 CHUNK_BYTES = 1 << 20
 
@@ -39,11 +38,11 @@ def compare_images(left: str, right: str) -> Comparison:
         return Comparison(True)
     found = [
         Found(
-            section=str(item.section or ""),
-            member=str(item.member or ""),
-            field=str(item.field or ""),
-            left=str(item.left),
-            right=str(item.right),
+            section=item.section,
+            member=item.member,
+            field=item.field,
+            left=item.left,
+            right=item.right,
             text=render_difference(item),
         )
         for item in diff_eifs(left, right)

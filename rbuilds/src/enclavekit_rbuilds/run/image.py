@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from enclavekit_core.errors import InputError, describe_cause
+from enclavekit_core.errors import InputError
+from enclavekit_eif.size import Size, size_of_eif
 
 from enclavekit_rbuilds.run.model import Egress, Ingress
 
@@ -36,7 +37,8 @@ class Network(msgspec.Struct, frozen=True):
 class Image:
     path: str
     """Absolute."""
-    size_bytes: int
+    size: Size
+    """What it takes, with the arithmetic."""
     arch: str
     name: str
     resources: Resources
@@ -48,19 +50,14 @@ class Image:
 
 
 def read_image(path: str) -> Image:
-    """Read headers and metadata of an image. Raises InputError."""
+    """Read an image: its metadata, and its ramdisks for what they take. Raises InputError."""
     from enclavekit_eif.reader import arch_name, read_eif
 
-    absolute = os.path.abspath(path)
     with read_eif(path) as eif:
-        try:
-            size = os.fstat(eif.fd).st_size
-        except OSError as exc:
-            raise InputError("read EIF", path, describe_cause(exc)) from exc
-        return parse_image(absolute, size, arch_name(eif), eif.metadata or {})
+        return parse_image(os.path.abspath(path), size_of_eif(eif), arch_name(eif), eif.metadata or {})
 
 
-def parse_image(path: str, size_bytes: int, arch: str, metadata: dict[str, Any]) -> Image:
+def parse_image(path: str, size: Size, arch: str, metadata: dict[str, Any]) -> Image:
     """Return the image's wishes from its metadata. Raises InputError if a key of ours has a wrong form. Pure."""
     custom = metadata.get("CustomMetadata")
     custom = custom if isinstance(custom, dict) else {}
@@ -76,7 +73,7 @@ def parse_image(path: str, size_bytes: int, arch: str, metadata: dict[str, Any])
     name = metadata.get("ImageName")
     return Image(
         path=path,
-        size_bytes=size_bytes,
+        size=size,
         arch=arch,
         name=name if isinstance(name, str) and name else os.path.basename(path).removesuffix(".eif") or "enclave",
         resources=resources,

@@ -12,7 +12,7 @@ from enclavekit_rbuilds.run.cids import check_cid
 from enclavekit_rbuilds.run.image import DEFAULT_CPUS, Image
 from enclavekit_rbuilds.run.model import BackendName, LaunchPlan, Publish
 from enclavekit_rbuilds.run.rules import check_bind, check_publish
-from enclavekit_rbuilds.run.sizing import memory_sum, needed_memory_mib
+from enclavekit_rbuilds.run.sizing import memory_sum
 
 MAX_NAME_CHARS = 255
 
@@ -46,12 +46,11 @@ def plan_launch(image: Image, backend: BackendName, wishes: Wishes) -> LaunchPla
         raise InputError("use --machine", wishes.machine, f"{backend} runs real enclaves; it is for nitro-emu")
     wanted = image.resources
     memory_mib = wishes.memory_mib if wishes.memory_mib is not None else wanted.memory_mib
-    needed_mib = needed_memory_mib(image.size_bytes)
     if memory_mib is None:
-        memory_mib = needed_mib
-    elif memory_mib < needed_mib:
+        memory_mib = image.size.needed_mib
+    elif memory_mib < image.size.needed_mib:
         whose = "--memory" if wishes.memory_mib is not None else "resources.memory_mib of the image"
-        reason = f"{whose} {memory_mib} MiB is less than it needs: {memory_sum(image.size_bytes)}"
+        reason = f"{whose} {memory_mib} MiB is less than it needs: {memory_sum(image.size)}"
         raise InputError("run", image.path, reason)
     cpus = wishes.cpus if wishes.cpus is not None else wanted.cpus or DEFAULT_CPUS
     if cpus < 1:

@@ -1,32 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory an image needs, and how that divides into huge pages; the sums in words. Pure.
+"""How the memory that an image needs divides into huge pages, and the sum in words. Pure.
 
-Source: nitro-cli's run-enclave rules (EIF_MEMORY_RATIO 4, driver minimum 64 MiB); huge pages: the largest that fit
-first, then the smallest upwards for what is left; all from one NUMA node.
+Source: nitro-cli; the largest that fit first, then the smallest upwards for what is left; all from one NUMA node.
 """
 
 from __future__ import annotations
 
-MIB = 1 << 20
-MEMORY_PER_IMAGE = 4
-MIN_MEMORY_MIB = 64
+from enclavekit_eif.size import Size
 
 
-def image_mib(size_bytes: int) -> int:
-    return -(-size_bytes // MIB)
-
-
-def needed_memory_mib(size_bytes: int) -> int:
-    """Return the least memory that run-enclave accepts for an image of this size."""
-    return max(MEMORY_PER_IMAGE * image_mib(size_bytes), MIN_MEMORY_MIB)
-
-
-def memory_sum(size_bytes: int) -> str:
-    """Return the sum in words, e.g. `4 x 39 MiB = 156 MiB`."""
-    text = f"{MEMORY_PER_IMAGE} x {image_mib(size_bytes)} MiB = {MEMORY_PER_IMAGE * image_mib(size_bytes)} MiB"
-    if MEMORY_PER_IMAGE * image_mib(size_bytes) < MIN_MEMORY_MIB:
-        text += f", and {MIN_MEMORY_MIB} MiB at least"
-    return text
+def memory_sum(size: Size) -> str:
+    """Return the rule that decides, in words, e.g. `156 MiB (nitro-cli (E26): 4 x 39 MiB of image)`."""
+    rule, words, mib = max(size.arithmetic(), key=lambda row: row[2])
+    return f"{mib} MiB ({rule}: {words})"
 
 
 def allocate_pages(memory_mib: int, free_kib: dict[int, int]) -> dict[int, int] | None:
