@@ -20,7 +20,7 @@ from enclavekit_emulator.nsm_authority import dev_root_path
 from enclavekit_emulator.nsm_server import serve_nsm
 from enclavekit_emulator.nsm_service import NsmService
 from enclavekit_pipeline.cli import main
-from enclavekit_pipeline.identity import generate
+from enclavekit_pipeline.host.identity import generate
 
 CID = 20
 MODULE = "i-0123456789abcdef-enc0123456789abcdef"

@@ -6,9 +6,10 @@ import yaml
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from enclavekit_core.errors import ConfigError, VerificationError
-from enclavekit_pipeline.clients import Clients, Grant, Refused, check_path, check_request
-from enclavekit_pipeline.identity import Identity, generate
-from enclavekit_pipeline.requests import CopyInRequest, CopyOutRequest, ExecRequest
+from enclavekit_pipeline.enclave.clients import Clients, Grant, Refused, check_path, check_request
+from enclavekit_pipeline.host.identity import Identity, generate
+from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
+from enclavekit_pipeline.wire.exec_messages import ExecRequest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +84,7 @@ def test_ec_keys_work_as_well(tmp_path):
 
 @given(st.binary(max_size=300), st.binary(max_size=80))
 def test_any_certificate_is_refused_in_words(certificate, signature):
-    from enclavekit_pipeline.clients import ClientList
+    from enclavekit_pipeline.enclave.clients import ClientList
 
     clients = Clients(ClientList(clients=[Grant(name="a", allow=[], spki_sha256=KEY)]), "test")
     with pytest.raises(VerificationError):

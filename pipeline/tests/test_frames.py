@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from enclavekit_core.errors import InputError, LocalProtocolError, ProtocolError, RemoteProtocolError
-from enclavekit_pipeline import frames
-from enclavekit_pipeline.flow import GRANT_BYTES, MIN_FRAME_COST, WINDOW_BYTES, ReceiveCredit, SendCredit
-from enclavekit_pipeline.frames import Frame, FrameDecoder, Kind, decode_credit, encode, encode_credit
-from enclavekit_pipeline.requests import ExecRequest, Exit, Failure, decode_payload, decode_request, encode_payload
+from enclavekit_pipeline.wire import frames
+from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit
+from enclavekit_pipeline.wire.flow import GRANT_BYTES, MIN_FRAME_COST, WINDOW_BYTES, ReceiveCredit, SendCredit
+from enclavekit_pipeline.wire.frames import Frame, FrameDecoder, Kind, decode_credit, encode, encode_credit
+from enclavekit_pipeline.wire.messages import Failure, decode_payload, encode_payload
+from enclavekit_pipeline.wire.requests import decode_request
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -3,8 +3,8 @@
 
 import pytest
 from enclavekit_core.errors import RemoteProtocolError
-from enclavekit_pipeline.frames import Frame, Kind
-from enclavekit_pipeline.handshake import ClientHandshake, Evidence, Proof, ServerHandshake, proof_bytes
+from enclavekit_pipeline.wire.frames import Frame, Kind
+from enclavekit_pipeline.wire.handshake import ClientHandshake, Evidence, Proof, ServerHandshake, proof_bytes
 
 CLIENT_NONCE, SERVER_NONCE = bytes([1]) * 32, bytes([2]) * 32
 

@@ -5,7 +5,7 @@ import asyncio
 import os
 
 import pytest
-from enclavekit_pipeline.pipes import InputPipe, OutputPipe
+from enclavekit_pipeline.enclave.pipes import InputPipe, OutputPipe
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from enclavekit_core.aio import start_server
 from enclavekit_core.errors import VerificationError
 from enclavekit_core.streams import Listener, connect
 from enclavekit_nsm.client import NsmClient
-from enclavekit_pipeline import client
-from enclavekit_pipeline.frames import Frame, FrameDecoder, Kind, encode
-from enclavekit_pipeline.handshake import NONCE_BYTES, ServerHandshake
-from enclavekit_pipeline.identity import Identity
-from enclavekit_pipeline.reception import MAX_STRANGERS
-from enclavekit_pipeline.requests import ExecRequest
-from enclavekit_pipeline.trust import build_trust
+from enclavekit_pipeline.enclave.reception import MAX_STRANGERS
+from enclavekit_pipeline.host import client
+from enclavekit_pipeline.host.identity import Identity
+from enclavekit_pipeline.host.trust import build_trust
+from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.frames import Frame, FrameDecoder, Kind, encode
+from enclavekit_pipeline.wire.handshake import NONCE_BYTES, ServerHandshake
 
 from .conftest import BIN, CID, PCRS, emulated_nsm, listening
 

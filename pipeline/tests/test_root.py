@@ -5,7 +5,7 @@ import os
 
 import pytest
 from enclavekit_core.errors import InputError
-from enclavekit_pipeline.root import Root
+from enclavekit_pipeline.enclave.root import Root
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from enclavekit_pipeline.root import Root
-from enclavekit_pipeline.workplace import Workplace
+from enclavekit_pipeline.enclave.root import Root
+from enclavekit_pipeline.enclave.workplace import Workplace
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_the_file_holds_the_certificate(certificate) -> None:
 
 
 def test_the_pipeline_accepts_the_file(certificate, tmp_path: Path) -> None:
-    module = pytest.importorskip("enclavekit_pipeline.clients", reason="pipeline is not installed")
+    module = pytest.importorskip("enclavekit_pipeline.enclave.clients", reason="pipeline is not installed")
     path = tmp_path / "clients.yaml"
     path.write_bytes(render_clients([parse_authorization(f"{certificate('alice')}:all")]))
     assert module.Clients.load(str(path))

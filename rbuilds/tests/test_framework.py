@@ -194,7 +194,7 @@ def test_real_framework_imports_all_that_its_service_runs(service: str, tmp_path
 RUN_BY = {  # modules that a service's program imports only once it runs
     "attestation": ["enclavekit_ra_web_srv.server", "enclavekit_pf_proxy.cli"],
     "files": ["enclavekit_fs_monitor.service", "enclavekit_core.bus_setup"],
-    "pipeline": ["enclavekit_pipeline.server", "enclavekit_pipeline.serve_exec", "enclavekit_pipeline.serve_copy"],
+    "pipeline": ["enclavekit_pipeline.enclave.serve_exec", "enclavekit_pipeline.enclave.serve_copy"],
     "network": ["enclavekit_pf_proxy.cli"],
     "none": ["enclavekit_enclave_init.execute"],
 }

@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError, VerificationError
 
-from enclavekit_pipeline.requests import CopyInRequest, CopyOutRequest, ExecRequest, Request
+from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.requests import Request, verb_of
 
 VERBS = ("exec", "cp-in", "cp-out")
 ANY_MORE = "..."
@@ -112,7 +113,7 @@ class Clients:
 
 def check_request(grant: Grant, request: Request) -> None:
     """Raises Refused if the grant does not cover the request; paths of copies are checked again once resolved."""
-    verb = {ExecRequest: "exec", CopyInRequest: "cp-in", CopyOutRequest: "cp-out"}[type(request)]
+    verb = verb_of(request)
     if verb not in grant.allow:
         raise Refused(f"{grant.name} may not {verb}")
     if request.system and not grant.system:

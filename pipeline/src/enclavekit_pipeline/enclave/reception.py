@@ -17,7 +17,7 @@ from enclavekit_core.aio import STREAM_LIMIT_BYTES
 from enclavekit_core.peers import Peer, identify_peer
 from enclavekit_core.streams import Listener
 
-from enclavekit_pipeline.mux import Connection
+from enclavekit_pipeline.channel.mux import Connection
 
 MAX_STRANGERS = 32  # connections without a proven caller; each holds a TLS state and up to 320 KiB of buffers
 HANDSHAKE_TIMEOUT_S = 20.0  # TLS and ours together; a busy NSM may take seconds

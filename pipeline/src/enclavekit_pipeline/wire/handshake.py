@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import RemoteProtocolError
 
-from enclavekit_pipeline.frames import PROTOCOL_VERSION, Frame, Kind
-from enclavekit_pipeline.requests import Accept, Auth, Failure, Hello, decode_payload, encode_payload
+from enclavekit_pipeline.wire.frames import PROTOCOL_VERSION, Frame, Kind
+from enclavekit_pipeline.wire.messages import Accept, Auth, Failure, Hello, decode_payload, encode_payload
 
 NONCE_BYTES = 32
 PROOF_CONTEXT = b"enclavekit/pipeline/1 client proof\0"

@@ -12,7 +12,7 @@ import stat
 
 from enclavekit_core.errors import RemoteProtocolError
 
-from enclavekit_pipeline.requests import Done
+from enclavekit_pipeline.wire.copy_messages import Done
 
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 NAMELESS_FILE = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 
 from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_pipeline.client import Target, open_request, receive
-from enclavekit_pipeline.frames import MAX_PAYLOAD_BYTES, Kind
-from enclavekit_pipeline.mux import Stream
-from enclavekit_pipeline.requests import ExecRequest, Exit, decode_payload
+from enclavekit_pipeline.channel.mux import Stream
+from enclavekit_pipeline.host.client import Target, open_request, receive
+from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit
+from enclavekit_pipeline.wire.frames import MAX_PAYLOAD_BYTES, Kind
+from enclavekit_pipeline.wire.messages import decode_payload
 
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 STDIN, STDOUT, STDERR = 0, 1, 2

@@ -10,8 +10,8 @@ import contextlib
 
 from enclavekit_core.errors import RemoteProtocolError, TransportError
 
-from enclavekit_pipeline.flow import ReceiveCredit, SendCredit
-from enclavekit_pipeline.frames import (
+from enclavekit_pipeline.wire.flow import ReceiveCredit, SendCredit
+from enclavekit_pipeline.wire.frames import (
     CONTROL_STREAM,
     DATA_KINDS,
     MAX_PAYLOAD_BYTES,

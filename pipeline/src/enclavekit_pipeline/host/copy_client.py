@@ -12,18 +12,12 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import InputError, RemoteProtocolError, describe_cause
 
-from enclavekit_pipeline.client import Target, open_request, receive
-from enclavekit_pipeline.frames import MAX_PAYLOAD_BYTES, Kind
-from enclavekit_pipeline.mux import Stream
-from enclavekit_pipeline.partial_file import PartialFile
-from enclavekit_pipeline.requests import (
-    CopyInRequest,
-    CopyOutRequest,
-    Done,
-    Opened,
-    decode_payload,
-    encode_payload,
-)
+from enclavekit_pipeline.channel.mux import Stream
+from enclavekit_pipeline.channel.partial_file import PartialFile
+from enclavekit_pipeline.host.client import Target, open_request, receive
+from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest, Done
+from enclavekit_pipeline.wire.frames import MAX_PAYLOAD_BYTES, Kind
+from enclavekit_pipeline.wire.messages import Opened, decode_payload, encode_payload
 
 STANDARD_STREAM = "-"
 STDIN_MODE = 0o644

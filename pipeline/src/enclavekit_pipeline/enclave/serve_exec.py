@@ -9,12 +9,13 @@ import signal
 
 from enclavekit_core.errors import RemoteProtocolError
 
-from enclavekit_pipeline.child import Child, exit_of, spawn
-from enclavekit_pipeline.frames import Frame, Kind
-from enclavekit_pipeline.mux import Stream
-from enclavekit_pipeline.pipes import InputPipe, OutputPipe
-from enclavekit_pipeline.requests import ExecRequest, Opened, encode_payload
-from enclavekit_pipeline.workplace import Workplace
+from enclavekit_pipeline.channel.mux import Stream
+from enclavekit_pipeline.enclave.child import Child, exit_of, spawn
+from enclavekit_pipeline.enclave.pipes import InputPipe, OutputPipe
+from enclavekit_pipeline.enclave.workplace import Workplace
+from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.frames import Frame, Kind
+from enclavekit_pipeline.wire.messages import Opened, encode_payload
 
 KILL_GRACE_S = 5.0  # between TERM and KILL when a time-out ends a command
 # those that a terminal or another process sends on purpose; none that stops, so that nothing hangs unseen

@@ -12,13 +12,14 @@ from typing import TypeVar
 
 from enclavekit_core.errors import InputError, RemoteProtocolError, describe_cause
 
-from enclavekit_pipeline.clients import Grant, check_path
-from enclavekit_pipeline.frames import MAX_PAYLOAD_BYTES, Kind
-from enclavekit_pipeline.mux import Stream
-from enclavekit_pipeline.partial_file import PartialFile
-from enclavekit_pipeline.requests import CopyInRequest, CopyOutRequest, Done, Opened, decode_payload, encode_payload
-from enclavekit_pipeline.root import Root
-from enclavekit_pipeline.workplace import Workplace
+from enclavekit_pipeline.channel.mux import Stream
+from enclavekit_pipeline.channel.partial_file import PartialFile
+from enclavekit_pipeline.enclave.clients import Grant, check_path
+from enclavekit_pipeline.enclave.root import Root
+from enclavekit_pipeline.enclave.workplace import Workplace
+from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest, Done
+from enclavekit_pipeline.wire.frames import MAX_PAYLOAD_BYTES, Kind
+from enclavekit_pipeline.wire.messages import Opened, decode_payload, encode_payload
 
 READ_BYTES = 4 * MAX_PAYLOAD_BYTES
 KEPT_MODE = 0o1777  # no set-id bits: whoever may write a file may not thereby become somebody else

@@ -15,12 +15,12 @@ from enclavekit_core import aio, tls
 from enclavekit_core.address import VsockAddress
 from enclavekit_core.errors import InputError, RemoteProtocolError, TransportError, VerificationError
 
-from enclavekit_pipeline.frames import Frame, Kind
-from enclavekit_pipeline.handshake import NONCE_BYTES, ClientHandshake, proof_bytes
-from enclavekit_pipeline.identity import Identity
-from enclavekit_pipeline.mux import Connection, Stream
-from enclavekit_pipeline.requests import CODE_INPUT, Failure, Message, decode_payload, encode_payload
-from enclavekit_pipeline.trust import Trust
+from enclavekit_pipeline.channel.mux import Connection, Stream
+from enclavekit_pipeline.host.identity import Identity
+from enclavekit_pipeline.host.trust import Trust
+from enclavekit_pipeline.wire.frames import Frame, Kind
+from enclavekit_pipeline.wire.handshake import NONCE_BYTES, ClientHandshake, proof_bytes
+from enclavekit_pipeline.wire.messages import CODE_INPUT, Failure, Message, decode_payload, encode_payload
 
 FIRST_RETRY_S, LAST_RETRY_S = 0.02, 0.5
 HANDSHAKE_TIMEOUT_S = 30.0

@@ -19,29 +19,27 @@ from enclavekit_core.peers import Peer
 from enclavekit_core.streams import Listener
 from enclavekit_nsm.client import NsmClient
 
-from enclavekit_pipeline.clients import Clients, Grant, Refused, check_request
-from enclavekit_pipeline.frames import CONTROL_STREAM, Frame, Kind
-from enclavekit_pipeline.handshake import NONCE_BYTES, ServerHandshake, proof_bytes
-from enclavekit_pipeline.mux import Connection, Stream
-from enclavekit_pipeline.reception import Reception
-from enclavekit_pipeline.requests import (
+from enclavekit_pipeline.channel.mux import Connection, Stream
+from enclavekit_pipeline.enclave.clients import Clients, Grant, Refused, check_request
+from enclavekit_pipeline.enclave.reception import Reception
+from enclavekit_pipeline.enclave.root import Root
+from enclavekit_pipeline.enclave.serve_copy import serve_copy_in, serve_copy_out
+from enclavekit_pipeline.enclave.serve_exec import serve_exec
+from enclavekit_pipeline.enclave.workplace import MAX_THREADS, Workplace
+from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
+from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.frames import CONTROL_STREAM, Frame, Kind
+from enclavekit_pipeline.wire.handshake import NONCE_BYTES, ServerHandshake, proof_bytes
+from enclavekit_pipeline.wire.messages import (
     CODE_BUSY,
     CODE_DENIED,
     CODE_FAILED,
     CODE_INPUT,
     MAX_MESSAGE_CHARS,
-    CopyInRequest,
-    CopyOutRequest,
-    ExecRequest,
     Failure,
-    Request,
-    decode_request,
     encode_payload,
 )
-from enclavekit_pipeline.root import Root
-from enclavekit_pipeline.serve_copy import serve_copy_in, serve_copy_out
-from enclavekit_pipeline.serve_exec import serve_exec
-from enclavekit_pipeline.workplace import MAX_THREADS, Workplace
+from enclavekit_pipeline.wire.requests import Request, decode_request, verb_of
 
 SERVICE = "pipeline"
 MAX_SESSIONS = 64  # callers inside at once; each may have up to 3 MiB of credit per request
@@ -128,7 +126,7 @@ class Server:
             request = decode_request(frame.payload)
             # argv[0] only: what follows may be a secret
             target = request.argv[0] if isinstance(request, ExecRequest) else request.path
-            what |= {"verb": type(request).__struct_config__.tag, "target": target, "system": request.system}
+            what |= {"verb": verb_of(request), "target": target, "system": request.system}
             check_request(grant, request)
             log.info("request allowed", **what)
             outcome = await self._carry_out(request, grant, stream)

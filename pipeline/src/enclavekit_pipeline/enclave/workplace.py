@@ -10,9 +10,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from enclavekit_pipeline.clients import Refused
-from enclavekit_pipeline.requests import Request
-from enclavekit_pipeline.root import Root
+from enclavekit_pipeline.enclave.clients import Refused
+from enclavekit_pipeline.enclave.root import Root
+from enclavekit_pipeline.wire.requests import Request
 
 MAX_COMMANDS = 128  # running at once; each keeps a thread waiting
 FILE_THREADS = 16  # beside those: copies go on while every command slot is taken

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_pipeline.pipes import InputPipe, OutputPipe
-from enclavekit_pipeline.requests import ExecRequest, Exit
-from enclavekit_pipeline.root import Root
+from enclavekit_pipeline.enclave.pipes import InputPipe, OutputPipe
+from enclavekit_pipeline.enclave.root import Root
+from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SIGNAL_BASE = 128

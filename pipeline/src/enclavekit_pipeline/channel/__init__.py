@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A connection and its streams, the same on both ends."""

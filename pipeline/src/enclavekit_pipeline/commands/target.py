@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags that every subcommand has which enters an enclave: whom, on what conditions, and as whom."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from enclavekit_core.address import MAX_U32, MIN_ENCLAVE_CID, VsockAddress, parse_cid
+from enclavekit_core.errors import ConfigError, TransportError
+
+if TYPE_CHECKING:
+    from enclavekit_pipeline.host.client import Target
+
+DEFAULT_PORT = 53000
+DEFAULT_CONNECT_TIMEOUT_S = 10.0
+MAX_TIMEOUT_S = 10**9
+
+
+def add_target_flags(parser: argparse.ArgumentParser) -> None:
+    expect = parser.add_argument_group("what the enclave must prove first (one of the three)")
+    expect.add_argument("--eif", metavar="FILE", help="that it runs this image (or $PIPELINE_EIF)")
+    expect.add_argument("--policy", metavar="FILE", help="that it meets this policy (or $PIPELINE_POLICY)")
+    expect.add_argument("--pcr", action="append", default=[], metavar="N=HEX", help="that PCR N is this; repeatable")
+    expect.add_argument("--max-age", type=seconds, metavar="S", help="oldest evidence accepted, seconds")
+    caller = parser.add_argument_group("who we are")
+    caller.add_argument(
+        "--identity", metavar="PREFIX", help="PREFIX.key and PREFIX.crt of keygen (or $PIPELINE_IDENTITY)"
+    )
+    weaken = parser.add_argument_group("what weakens the guarantee")
+    weaken.add_argument("--allow-debug", action="store_true", help="accept an enclave in debug mode")
+    weaken.add_argument(
+        "--insecure-dev-root",
+        metavar="PEM",
+        help="trust this root instead of AWS's: emulated enclaves (or $PIPELINE_INSECURE_DEV_ROOT)",
+    )
+    parser.add_argument("--port", type=port_number, default=DEFAULT_PORT, help="vsock port (default: %(default)s)")
+    parser.add_argument(
+        "--connect-timeout",
+        type=seconds,
+        default=DEFAULT_CONNECT_TIMEOUT_S,
+        metavar="S",
+        help="keep trying to connect for S seconds (default: %(default)s)",
+    )
+    parser.add_argument("--system", action="store_true", help="act on the framework's root, not the app's")
+
+
+def port_number(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= MAX_U32:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to {MAX_U32}")
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < MAX_TIMEOUT_S:  # nan is not either
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return value
+
+
+def make_target(args: argparse.Namespace, cid_text: str) -> Target:
+    """Return whom to enter and on what conditions. Raises EnclavekitError before anything is sent."""
+    cid = parse_cid(cid_text)
+    if cid < MIN_ENCLAVE_CID:
+        raise TransportError("enter", f"CID {cid_text}", "it is not an enclave's")
+    from enclavekit_pipeline.host.client import Target
+    from enclavekit_pipeline.host.identity import Identity
+    from enclavekit_pipeline.host.trust import VARIABLES, build_trust
+
+    prefix = args.identity or os.environ.get(VARIABLES["identity"])
+    if not prefix:
+        raise ConfigError("an enclave", "", "nothing says who we are: give --identity PREFIX (see pipeline keygen)")
+    trust = build_trust(
+        eif=args.eif,
+        policy=args.policy,
+        pcrs=args.pcr,
+        insecure_dev_root=args.insecure_dev_root,
+        allow_debug=args.allow_debug,
+        max_age_s=args.max_age,
+        environment=os.environ,
+    )
+    return Target(VsockAddress(cid, args.port), trust, Identity.load(prefix), args.connect_timeout)

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a caller may ask for: every verb's request in one type. Pure."""
+
+from __future__ import annotations
+
+from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
+from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.messages import decode_payload
+
+Request = ExecRequest | CopyInRequest | CopyOutRequest
+
+
+def decode_request(data: bytes) -> Request:
+    """Parse and check a request. Raises RemoteProtocolError."""
+    request: Request = decode_payload(Request, data)  # type: ignore[arg-type]  # msgspec takes unions
+    request.check()
+    return request
+
+
+def verb_of(request: Request) -> str:
+    """Return what lists and logs call it."""
+    return str(type(request).__struct_config__.tag)
