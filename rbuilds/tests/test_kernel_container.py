@@ -18,7 +18,7 @@ from .test_framework_origin import buildah_image, debian_root, docker_image  # n
 from .test_kernel_make import MAKEFILE
 
 # a program of the container's compiler goes into the kernel, so that it has to be there
-COMPILED = MAKEFILE + "\t@gcc -include gelf.h -Os -c -x c -o - /dev/null >> $(ARCHDIR)/bzImage\n"
+COMPILED = MAKEFILE + "\t@gcc -include gelf.h -Os -c -x c -o x.o /dev/null && cat x.o >> $(ARCHDIR)/bzImage\n"
 
 
 @pytest.mark.long

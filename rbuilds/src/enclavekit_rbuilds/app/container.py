@@ -39,6 +39,8 @@ class DockerfileBuild:
     """x86_64 or aarch64; an engine is told only if it is not this machine's: not every engine can be told."""
     fresh: bool = False
     """Run every step again, whatever the engine keeps of it."""
+    host_network: bool = False
+    """Steps that fetch packages see this host's network: its proxies on localhost, and a host without a bridge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ def build_command(build: DockerfileBuild, engine: str, tag: str) -> list[str]:
         argv += ["--build-arg", item]
     if build.fresh:
         argv += ["--no-cache"]
+    if build.host_network and engine != "buildah":  # whose chroot isolation has no other
+        argv += ["--network", "host"]
     if build.target:
         argv += ["--target", build.target]
     return [*argv, "-f", build.dockerfile, "-t", tag, build.context]

@@ -139,7 +139,7 @@ def _make(
     _check_version(version, request.version, tarball)
     with progress.step(f"configuration of {len(wanted)} options"):
         _configure(tree, make, wanted, toolchain, env)
-    progress.note(f"Linux {version} is compiled {toolchain.what}; about five minutes on two idle cores")
+    progress.note(f"Linux {version} is compiled {toolchain.what}; about six minutes on two idle cores")
     _compile(make, request, toolchain, env, progress)
     for built, name in ((BUILT, IMAGE), (".config", CONFIG)):
         os.rename(os.path.join(tree, built), os.path.join(work, name))
