@@ -9,7 +9,7 @@ import pytest
 from .conftest import NOTES, need, start_enclave
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("made-kernel")]
-MAKE_TIMEOUT_S = 5400  # five minutes on two idle cores
+MAKE_TIMEOUT_S = 5400  # six minutes on two idle cores
 
 
 @pytest.fixture(scope="module")
