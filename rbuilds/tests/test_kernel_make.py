@@ -25,6 +25,7 @@ from enclavekit_rbuilds.kernel.make import KernelRequest, copy_kernel, make_kern
 from enclavekit_rbuilds.kernel.sources import find_kernel
 from enclavekit_rbuilds.kernel.tarball import find_tarball
 from enclavekit_rbuilds.kernel.toolchain import KERNEL_NEEDS, Toolchain
+from enclavekit_rbuilds.manifest.model import KernelChoice
 
 from .conftest import file, tar_bytes
 
@@ -190,7 +191,7 @@ def test_command_writes_a_directory_that_builds_take(
     assert document["kernel"] == str(target / "bzImage") and document["version"] == "6.12.1"
     assert sorted(path.name for path in target.iterdir()) == ["bzImage", "bzImage.config", "kernel.json"]
     for path in (str(target), str(target / "bzImage"), None):
-        kernel = find_kernel("made", path=path, sha256=document["sha256"], arch="x86_64", progress=Progress(quiet=True))
+        kernel = find_kernel(KernelChoice("made", path, None, document["sha256"]), "x86_64", Progress(quiet=True))
         assert kernel.nitro_capable is True
     assert main(words) == 0, "again, from the cache, over what is there"
     assert str(target / "bzImage") in capsys.readouterr().out

@@ -15,18 +15,20 @@ from enclavekit_eif.reader import read_eif
 from enclavekit_rbuilds.base.cache import cached, key_of
 from enclavekit_rbuilds.base.progress import Progress
 from enclavekit_rbuilds.cli import main
-from enclavekit_rbuilds.kernel.debian import unpack_kernel
+from enclavekit_rbuilds.kernel.debian import newest_version, unpack_kernel
 from enclavekit_rbuilds.kernel.fragment import our_fragment
 from enclavekit_rbuilds.kernel.made import ENTRY, KernelRecord
 from enclavekit_rbuilds.kernel.model import Kernel
 from enclavekit_rbuilds.kernel.modules import depends_of, load_order, module_name
 from enclavekit_rbuilds.kernel.sources import find_kernel, fit_compression
+from enclavekit_rbuilds.manifest.model import KernelChoice
 from hypothesis import given
 from hypothesis import strategies as st
 
 from .conftest import file
 from .debs import make_deb
 from .test_kernel_config import AWS_4_14, TITLE, bzimage
+from .test_lock import mirror, publish  # noqa: F401 - a fixture
 
 AWS_CMDLINE = "reboot=k panic=30 pci=off nomodules console=ttyS0 random.trust_cpu=on"
 OURS = TITLE + our_fragment("x86_64")
@@ -36,9 +38,12 @@ def sha256(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def find(source: str, path: object = None, sha256: str | None = None, arch: str = "x86_64") -> Kernel:
+def find(
+    source: str, path: object = None, sha256: str | None = None, arch: str = "x86_64", version: str | None = None
+) -> Kernel:
     where = None if path is None else str(path)
-    return find_kernel(source, path=where, sha256=sha256, arch=arch, progress=Progress(io.StringIO(), quiet=True))
+    choice = KernelChoice(source, where, version, sha256)
+    return find_kernel(choice, arch, Progress(io.StringIO(), quiet=True))
 
 
 @pytest.fixture(autouse=True)
@@ -269,3 +274,31 @@ def test_modules_that_need_each_other_are_named() -> None:
         load_order(["a"], {"a": ["b"], "b": ["a"]}.get)
     assert load_order(["builtin", "a"], {"a": ["builtin"]}.get) == ["a"]
     assert depends_of(module("x", "a-b,c")) == ("a_b", "c")
+
+
+def test_debians_kernel_is_fetched_by_its_version(mirror: Path) -> None:  # noqa: F811 - a fixture
+    names = {"linux-image-cloud-amd64": "linux-image-6.1.0-9-cloud-amd64"}
+    files = ("./boot/vmlinuz-6.1.0-9-cloud-amd64", "./boot/config-6.1.0-9-cloud-amd64")
+
+    def offer(*versions: str) -> None:
+        publish(mirror, {name: list(versions) for name in (*names, *names.values())}, depends=names, files=files)
+
+    offer("6.1.1-1", "6.1.2-1")
+    assert newest_version("x86_64") == "6.1.2-1"
+    older = find("debian", version="6.1.1-1")
+    assert (older.name, older.version) == ("Debian 6.1.0-9-cloud-amd64", "6.1.1-1")
+    assert Path(older.path).read_bytes() == b"CONFIG_X=6.1.1-1\n"
+    assert find("debian").version == "6.1.2-1"
+    offer("6.1.2-1")
+    assert find("debian", version="6.1.1-1") == older, "it is in the cache"
+    with pytest.raises(InputError, match="SNAPSHOT"):
+        find("debian", version="6.1.0-1")
+    with pytest.raises(InputError, match="SHA-256"):
+        find("debian", version="6.1.2-1", sha256="0" * 64)
+
+
+def test_kernel_of_another_version_is_refused(blobs: Path) -> None:
+    version = "4.14.256-209.484.amzn2.x86_64"
+    assert find("blobs", blobs, version=version).version == version
+    with pytest.raises(InputError, match=version):
+        find("blobs", blobs, version="4.14.257")

@@ -228,8 +228,20 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], capture_output=True, check=False)
 
 
-def publish(top: Path, versions: dict[str, list[str]], name: str = "debian") -> None:
-    """Write an archive with these versions of each package."""
+def publish(
+    top: Path,
+    versions: dict[str, list[str]],
+    name: str = "debian",
+    *,
+    depends: dict[str, str] | None = None,
+    files: tuple[str, ...] = ("./usr/share/x",),
+) -> None:
+    """Write an archive with these versions of each package.
+
+    Args:
+        depends: package -> what it depends on.
+        files: of every package; each holds the version, as a kernel's configuration would.
+    """
     for archive, suites in ((name, ("bookworm", "bookworm-updates")), (f"{name}-security", ("bookworm-security",))):
         pool = top / archive / "pool"
         shutil.rmtree(top / archive, ignore_errors=True)
@@ -237,11 +249,14 @@ def publish(top: Path, versions: dict[str, list[str]], name: str = "debian") -> 
         index = ""
         for package, numbers in versions.items():
             for number in numbers:
-                raw = make_deb([file("./usr/share/x", number.encode())], name=package, version=number, arch="amd64")
+                members = [file(path, f"CONFIG_X={number}\n".encode()) for path in files]
+                raw = make_deb(members, name=package, version=number, arch="amd64")
                 path = pool / f"{package}_{number}_amd64.deb"
                 path.write_bytes(raw)
+                needs = f"Depends: {depends[package]}\n" if depends and package in depends else ""
                 index += (
-                    f"Package: {package}\nVersion: {number}\nArchitecture: amd64\nMaintainer: a\nDescription: b\n"
+                    f"Package: {package}\nVersion: {number}\nArchitecture: amd64\n"
+                    f"{needs}Maintainer: a\nDescription: b\n"
                     f"Filename: pool/{path.name}\nSize: {len(raw)}\nSHA256: {hashlib.sha256(raw).hexdigest()}\n\n"
                 )
         for suite in suites:

@@ -29,7 +29,7 @@ from enclavekit_rbuilds.framework.closure import NETWORK
 from enclavekit_rbuilds.framework.origin import Origin
 from enclavekit_rbuilds.init_c.build import LOST, check_alone
 from enclavekit_rbuilds.init_c.steps import init_step
-from enclavekit_rbuilds.lock import Lock, enforce
+from enclavekit_rbuilds.lock import Lock, enforce, pin_kernel
 from enclavekit_rbuilds.manifest.clients import Client
 from enclavekit_rbuilds.manifest.model import SERVICES, KernelChoice, Network, Resources, Signing
 from enclavekit_rbuilds.manifest.network import plan_network
@@ -190,7 +190,8 @@ def plan_build(request: BuildRequest, progress: Progress, scope: contextlib.Exit
         target=request.target,
         arch=request.arch,
     )
-    kernel = kernel_step(request.kernel, request.arch, request.compression, progress)
+    choice = request.kernel if request.lock is None else pin_kernel(request.kernel, request.lock)
+    kernel = kernel_step(choice, request.arch, request.compression, progress)
     services = request.services | ({NETWORK} if network.units else set())
     if request.init == "c":
         progress.note(f"with the C init there is {LOST}")

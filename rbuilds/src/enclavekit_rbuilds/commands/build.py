@@ -121,6 +121,9 @@ def _add_image_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("debian", "blobs", "made", "file"),
         help="Debian's cloud kernel, the host's Nitro blobs, what `rbuilds kernel make` made, or --kernel FILE",
     )
+    parser.add_argument(
+        "--kernel-version", metavar="V", help="Debian's package of this version; refuse any other kernel"
+    )
     parser.add_argument("--kernel-sha256", metavar="HEX", help="refuse any other kernel")
     parser.add_argument(
         "--init",

@@ -116,10 +116,14 @@ class PackageSource:
     def fetch(self, names: Sequence[str], pins: Mapping[str, Input] | None = None) -> list[Package]:
         """Download the candidate version of each package, or the one that is pinned. Raises CommandError, InputError.
 
-        Args: pins: name -> the very package that is wanted.
+        Args:
+            names: NAME, or NAME=VERSION where nothing is pinned.
+            pins: name -> the very package that is wanted.
         """
         offered = self.candidates(names)
-        wanted = [self._pinned(name, offered[name], pins) if pins else offered[name] for name in names]
+        wanted = [
+            self._pinned(name, offered[name], pins) if pins else offered[name.partition("=")[0]] for name in names
+        ]
         target = os.path.join(self.directory, "debs")
         os.makedirs(target, exist_ok=True)
         before = set(os.listdir(target))

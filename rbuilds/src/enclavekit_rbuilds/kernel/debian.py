@@ -9,19 +9,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 
 import msgspec
-from enclavekit_core.errors import InputError
+from enclavekit_core.errors import CommandError, InputError
 
 from enclavekit_rbuilds.base.cache import cached, key_of
 from enclavekit_rbuilds.framework import deb
-from enclavekit_rbuilds.framework.debian import SUITE, open_source
+from enclavekit_rbuilds.framework.debian import SNAPSHOT_VARIABLE, SUITE, Package, PackageSource, open_source
+from enclavekit_rbuilds.framework.origin import Origin
 from enclavekit_rbuilds.kernel.config import load_config
 from enclavekit_rbuilds.kernel.model import Kernel, describe_kernel
 from enclavekit_rbuilds.kernel.modules import depends_of, load_order, module_name
 
 RECIPE = "2"  # part of the cache key: raise it when what `_fetch` writes changes
 META_PACKAGES = {"x86_64": "linux-image-cloud-amd64", "aarch64": "linux-image-cloud-arm64"}
+IMAGE_PREFIX = "linux-image-"
 # find and drive the vsock device of QEMU's microvm; stand for the NSM there
 WANTED = ("virtio_mmio", "vmw_vsock_virtio_transport", "cuse")
 MODULE = re.compile(r"\./(?:usr/)?lib/modules/.*/([^/]+\.ko)")
@@ -36,9 +39,13 @@ class _Record(msgspec.Struct, frozen=True):
     modules: tuple[str, ...]
 
 
-def debian_kernel(arch: str) -> Kernel:
-    """Return Debian's cloud kernel, from the cache or freshly fetched. Raises CommandError, InputError."""
-    directory = cached("kernel", key_of([RECIPE, SUITE, arch, *WANTED]), lambda work: _fetch(work, arch))
+def debian_kernel(arch: str, version: str | None = None) -> Kernel:
+    """Return Debian's cloud kernel, from the cache or freshly fetched. Raises CommandError, InputError.
+
+    Args: version: of the package; None: the one in the cache, else what the mirror offers now.
+    """
+    key = key_of([RECIPE, SUITE, arch, *WANTED, *([version] if version else [])])
+    directory = cached("kernel", key, lambda work: _fetch(work, arch, version))
     with open(os.path.join(directory, "kernel.json"), "rb") as source:
         record = msgspec.json.decode(source.read(), type=_Record)
     return describe_kernel(
@@ -50,20 +57,45 @@ def debian_kernel(arch: str) -> Kernel:
     )
 
 
-def _fetch(work: str, arch: str) -> None:
+def newest_version(arch: str, origin: Origin | None = None) -> str:
+    """Return the version that the mirror offers now. Raises CommandError, InputError."""
+    meta = META_PACKAGES[arch]
+    with (
+        tempfile.TemporaryDirectory(prefix="enclavekit-apt-") as directory,
+        open_source(directory, arch, origin) as source,
+    ):
+        return source.candidates([meta])[meta].version
+
+
+def _fetch(work: str, arch: str, version: str | None) -> None:
     apt = os.path.join(work, "apt")
     os.mkdir(apt)
     with open_source(apt, arch) as source:
-        names = [name for name in source.dependencies(META_PACKAGES[arch]) if name.startswith("linux-image-")]
-        if len(names) != 1:
-            raise InputError("fetch kernel", META_PACKAGES[arch], f"it depends on {len(names)} images")
-        (package,) = source.fetch(names)
+        package = _fetch_package(source, META_PACKAGES[arch], version)
     modules = unpack_kernel(package.path, work)
-    release = names[0].removeprefix("linux-image-")
-    record = _Record(f"Debian {release}", package.version, modules)
+    record = _Record(f"Debian {package.name.removeprefix(IMAGE_PREFIX)}", package.version, modules)
     with open(os.path.join(work, "kernel.json"), "wb") as out:
         out.write(msgspec.json.encode(record))
     shutil.rmtree(apt)
+
+
+def _fetch_package(source: PackageSource, meta: str, version: str | None) -> Package:
+    """Fetch the image that the meta package stands for; both have one version, as they come from one source."""
+    pinned = f"={version}" if version else ""
+    reason = f"the mirror does not have it (any more); name an archive that has: {SNAPSHOT_VARIABLE}"
+    gone = InputError("fetch kernel", f"{meta} {version}", reason)
+    names = [name for name in source.dependencies(f"{meta}{pinned}") if name.startswith(IMAGE_PREFIX)]
+    if version and not names:
+        raise gone
+    if len(names) != 1:
+        raise InputError("fetch kernel", meta, f"it depends on {len(names)} images")
+    try:
+        (package,) = source.fetch([f"{names[0]}{pinned}"])
+    except CommandError as exc:
+        if version:
+            raise gone from exc
+        raise
+    return package
 
 
 def unpack_kernel(package: str, work: str, wanted: tuple[str, ...] = WANTED) -> tuple[str, ...]:

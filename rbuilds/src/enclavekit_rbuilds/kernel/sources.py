@@ -20,14 +20,18 @@ from enclavekit_rbuilds.kernel.blobs import blobs_kernel
 from enclavekit_rbuilds.kernel.debian import debian_kernel
 from enclavekit_rbuilds.kernel.made import made_kernel
 from enclavekit_rbuilds.kernel.model import Kernel, describe_kernel
+from enclavekit_rbuilds.manifest.model import KernelChoice
 
 __all__ = ["Kernel", "find_kernel", "fit_compression", "kernel_from_file"]
 
 
-def find_kernel(source: str, *, path: str | None, sha256: str | None, arch: str, progress: Progress) -> Kernel:
-    """Return the kernel from `source`, checked against `sha256` if given. Raises CommandError, InputError."""
-    with progress.step("Debian's kernel") if source == "debian" else progress.details():
-        kernel = _SOURCES[source](path, sha256, arch)
+def find_kernel(choice: KernelChoice, arch: str, progress: Progress) -> Kernel:
+    """Return the chosen kernel, checked against the choice's version and hash. Raises CommandError, InputError."""
+    sha256, version = choice.sha256, choice.version
+    with progress.step("Debian's kernel") if choice.source == "debian" else progress.details():
+        kernel = _SOURCES[choice.source](choice, arch)
+    if version is not None and kernel.version != version:
+        raise InputError("use kernel", kernel.path, f"its version is {kernel.version}, {version} was asked for")
     if sha256 is not None and (found := _hash(kernel.path)) != sha256:
         raise InputError("use kernel", kernel.path, f"its SHA-256 is {found}, {sha256} was asked for")
     return kernel
@@ -59,15 +63,15 @@ def _hash(path: str) -> str:
         raise InputError("read kernel", path, describe_cause(exc)) from exc
 
 
-def _from_file(path: str | None, _sha256: str | None, _arch: str) -> Kernel:
-    if path is None:
+def _from_file(choice: KernelChoice, _arch: str) -> Kernel:
+    if choice.path is None:
         raise InputError("use kernel source", "file", "it needs a path")
-    return kernel_from_file(path)
+    return kernel_from_file(choice.path)
 
 
-_SOURCES: dict[str, Callable[[str | None, str | None, str], Kernel]] = {
-    "blobs": lambda path, _, arch: blobs_kernel(path, arch),
-    "made": made_kernel,
-    "debian": lambda _path, _sha256, arch: debian_kernel(arch),
+_SOURCES: dict[str, Callable[[KernelChoice, str], Kernel]] = {
+    "blobs": lambda choice, arch: blobs_kernel(choice.path, arch),
+    "made": lambda choice, arch: made_kernel(choice.path, choice.sha256, arch),
+    "debian": lambda choice, arch: debian_kernel(arch, choice.version),
     "file": _from_file,
 }

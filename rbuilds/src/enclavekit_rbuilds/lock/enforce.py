@@ -11,11 +11,13 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import msgspec
 from enclavekit_core.errors import InputError
 
 from enclavekit_rbuilds.base.inputs import Input
 from enclavekit_rbuilds.lock.dockerfile import dockerfile_inputs
 from enclavekit_rbuilds.lock.model import FILE_NAME, Lock, compare_inputs
+from enclavekit_rbuilds.manifest.model import KernelChoice
 from enclavekit_rbuilds.plan.image import about_kernel
 from enclavekit_rbuilds.plan.steps import Job, Product, Step
 
@@ -42,6 +44,14 @@ def inputs_of_step(name: str, value: Any, context: str | None) -> list[Input]:
     if name == "framework":
         return list(value.inputs)
     return []
+
+
+def pin_kernel(choice: KernelChoice, lock: Lock) -> KernelChoice:
+    """Return `choice` with the version that the lock has; only Debian's can be fetched by it."""
+    versions = [one.version for one in lock.inputs if one.kind == "kernel"]
+    if choice.source != "debian" or choice.version is not None or not versions:
+        return choice
+    return msgspec.structs.replace(choice, version=versions[0])
 
 
 CHECKED: dict[str, Callable[[Input], bool]] = {

@@ -7,10 +7,13 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from enclavekit_rbuilds.base.inputs import Input
 from enclavekit_rbuilds.base.progress import Progress
 from enclavekit_rbuilds.framework import base_stage
 from enclavekit_rbuilds.framework.closure import NETWORK
+from enclavekit_rbuilds.kernel.debian import newest_version
 from enclavekit_rbuilds.lock.enforce import CHECKED, inputs_of_step
 from enclavekit_rbuilds.lock.model import Lock, lock_of
 from enclavekit_rbuilds.manifest.network import plan_network
@@ -34,7 +37,10 @@ def resolve_lock(request: BuildRequest, progress: Progress, *, offline: bool = F
     if asks and (request.origin is None or request.origin.kind != "archive"):
         with progress.step("what Debian's mirror offers"):
             pins = base_stage.candidates(base_stage.wish_for(request.arch, services), origin=request.origin)
-        request = dataclasses.replace(request, pins=pins)
+            kernel = request.kernel
+            if kernel.source == "debian" and kernel.version is None:
+                kernel = msgspec.structs.replace(kernel, version=newest_version(request.arch, request.origin))
+        request = dataclasses.replace(request, pins=pins, kernel=kernel)
     found: list[Input] = []
 
     def collect(done: PlanResult) -> None:

@@ -218,6 +218,8 @@ def _kernel(args: argparse.Namespace, manifest: Manifest) -> KernelChoice:
     choice = manifest.kernel
     if args.kernel is not None or args.kernel_source is not None:
         choice = KernelChoice(source=args.kernel_source or "file", path=args.kernel)
+    if args.kernel_version is not None:
+        choice = msgspec.structs.replace(choice, version=args.kernel_version)
     if args.kernel_sha256 is not None:
         choice = msgspec.structs.replace(choice, sha256=args.kernel_sha256.lower())
     return check_manifest(Manifest(kernel=choice), FLAGS).kernel

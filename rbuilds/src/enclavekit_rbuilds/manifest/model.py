@@ -92,6 +92,10 @@ class KernelChoice(StrictConfig, frozen=True):
 
     source: Literal["debian", "blobs", "made", "file"] = "debian"
     path: Annotated[Text | None, Meta(description="The file, or where the blobs or the made kernel are.")] = None
+    version: Annotated[
+        Text | None,
+        Meta(description="Debian's package of this version; the build stops if the kernel is of another version."),
+    ] = None
     sha256: Annotated[Sha256 | None, Meta(description="The build stops if the kernel is another one.")] = None
 
 

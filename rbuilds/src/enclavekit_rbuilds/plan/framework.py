@@ -26,7 +26,7 @@ def kernel_step(choice: KernelChoice, arch: str, compression: str, progress: Pro
     """
 
     def make(_: Job) -> Product:
-        kernel = find_kernel(choice.source, path=choice.path, sha256=choice.sha256, arch=arch, progress=progress)
+        kernel = find_kernel(choice, arch, progress)
         files = [kernel.path, *kernel.modules]
         content = [part for path in files for part in (os.path.basename(path), hash_file(path))]
         about = (kernel.name, kernel.version, str(kernel.nitro_capable), kernel.cmdline or "")
@@ -36,7 +36,7 @@ def kernel_step(choice: KernelChoice, arch: str, compression: str, progress: Pro
         return Product(kernel, key, None if choice.source == "debian" else "checked")
 
     named = choice.path or {"debian": "Debian's, for the emulator only"}.get(choice.source, choice.source)
-    facts = (choice.source, choice.path or "", choice.sha256 or "", arch)
+    facts = (choice.source, choice.path or "", choice.version or "", choice.sha256 or "", arch)
     return Step("kernel", named, (), facts, make)
 
 
