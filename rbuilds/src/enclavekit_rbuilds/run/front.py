@@ -20,7 +20,7 @@ import msgspec
 from enclavekit_rbuilds.run.model import LaunchError, LaunchPlan, RunningEnclave
 from enclavekit_rbuilds.run.store import Store
 
-MODULE = "enclavekit_rbuilds.run.supervisor"
+MODULE = "enclavekit_rbuilds.run.supervise"
 LOG_FILE = "supervisor.log"  # empty unless a supervisor itself failed
 
 

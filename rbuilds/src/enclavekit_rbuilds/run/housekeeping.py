@@ -8,10 +8,9 @@ import sys
 
 from enclavekit_core.processes import is_alive, wait_for_end
 
-from enclavekit_rbuilds.run.leftovers import settle
+from enclavekit_rbuilds.run.leftovers import adopt_orphans, settle
 from enclavekit_rbuilds.run.model import LaunchError, RunningEnclave
 from enclavekit_rbuilds.run.store import Store
-from enclavekit_rbuilds.run.supervisor import adopt_orphans
 
 SUPERVISOR_TIMEOUT_S = 60.0  # it stops its proxies one after the other, each in a few seconds at most
 

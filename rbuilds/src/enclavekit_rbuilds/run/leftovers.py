@@ -6,6 +6,7 @@ Only what a record of ours names is touched, and processes only if pid and start
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -16,6 +17,8 @@ from enclavekit_rbuilds.run.backend import open_backend
 from enclavekit_rbuilds.run.nft import remove_rules
 from enclavekit_rbuilds.run.proxy_pool import ProxyPool
 from enclavekit_rbuilds.run.store import Record, Store
+
+ADOPT_TIMEOUT_S = 30.0  # a Python start
 
 
 def settle(store: Store, note: Callable[[str], None]) -> list[int]:
@@ -67,3 +70,13 @@ def _end_unfinished(record: Record, note: Callable[[str], None]) -> None:
                 backend.terminate(enclave)
     except EnclavekitError as exc:
         note(str(exc))
+
+
+def adopt_orphans(store: Store, cids: list[int]) -> None:
+    """Start supervisors for enclaves that lost theirs, and wait until they have taken over."""
+    from enclavekit_rbuilds.run.front import start_supervisor
+
+    for cid in cids:
+        with start_supervisor({"adopt": cid}, store) as connection, contextlib.suppress(TimeoutError):
+            connection.settimeout(ADOPT_TIMEOUT_S)
+            connection.recv(1)

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that rbuilds leaves beside each enclave: it starts proxies, rules and enclave as one transaction, stays
-until the enclave ends, and takes everything out again.
-
-It is told what to do by one line of JSON on its standard input, a socket: a LaunchPlan under "launch", or a CID under
-"adopt" after another supervisor was killed. It answers with lines of JSON (see `front`). As long as the enclave is not
-up, the end of that socket means that nobody wants it any more.
+"""What is left beside each enclave: starts proxies, rules and enclave as one transaction, stays until the enclave ends,
+and takes everything out again. `supervise` is the process that it runs in.
 """
 
 from __future__ import annotations
@@ -13,8 +9,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import signal
-import socket
 import sys
 import time
 from typing import Any
@@ -27,10 +21,10 @@ from enclavekit_rbuilds.run.backend import Backend, open_backend
 from enclavekit_rbuilds.run.cids import choose_cid
 from enclavekit_rbuilds.run.failure import MAX_ATTEMPTS, RETRY_PAUSES_S
 from enclavekit_rbuilds.run.front_link import FrontLink
-from enclavekit_rbuilds.run.leftovers import settle
+from enclavekit_rbuilds.run.launch_process import LaunchProcess
+from enclavekit_rbuilds.run.leftovers import adopt_orphans, settle
 from enclavekit_rbuilds.run.model import LaunchError, LaunchPlan, RunningEnclave
 from enclavekit_rbuilds.run.nft import put_rules, remove_rules
-from enclavekit_rbuilds.run.nitro_commands import LaunchOutput, parse_launch
 from enclavekit_rbuilds.run.proxies import describe_network, plan_proxies
 from enclavekit_rbuilds.run.proxy_pool import ProxyPool
 from enclavekit_rbuilds.run.rules import overlaps
@@ -38,10 +32,6 @@ from enclavekit_rbuilds.run.store import Record, Store
 
 LOCK_POLL_S = 0.1  # another launch takes from one second to minutes
 LIST_POLL_S = 5.0  # where the enclave's process cannot be watched
-CHUNK_BYTES = 64 * 1024
-MAX_STDERR_BYTES = 256 * 1024  # progress lines and the last error of a launch
-MAX_LINE_BYTES = 1 << 20  # a plan with all the rules that an image's metadata may hold
-ADOPT_TIMEOUT_S = 30.0  # a Python start
 MAX_RESTARTS = 5  # of one proxy within RESTART_WINDOW_S; then it stays down and says so in its log
 RESTART_WINDOW_S = 60.0
 
@@ -60,7 +50,6 @@ class Supervisor:
         self.record: Record | None = None
         self.stopping = asyncio.Event()
         self._lock = -1
-        self._console: asyncio.subprocess.Process | None = None
         self._relay: asyncio.Task[None] | None = None
 
     # launch
@@ -153,8 +142,10 @@ class Supervisor:
         """Run run-enclave, again if it failed for a reason that passes."""
         for attempt in range(MAX_ATTEMPTS):
             self._check_wanted()
-            enclave, stderr, status = await self._run_enclave()
+            process = LaunchProcess(self.backend, self.plan, self.front)
+            enclave, stderr, status = await process.run(self.current.cid)
             if enclave is not None:
+                self._relay = process.relay
                 self._update(enclave=enclave, holder=identify(enclave.pid))
                 for line in stderr.splitlines():
                     if "note: " in line:
@@ -170,64 +161,6 @@ class Supervisor:
             self.front.note(f"{failure.code or 'the launch failed'}, which may pass: trying again in {pause_s:.0f} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), pause_s)
-
-    async def _run_enclave(self) -> tuple[RunningEnclave | None, str, int]:
-        """Run run-enclave once; with --attach its console goes on in the background."""
-        argv = self.backend.launch_argv(self.plan, self.current.cid)
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert process.stdout is not None and process.stderr is not None
-        errors = asyncio.create_task(_read_tail(process.stderr))
-        output, console = LaunchOutput(), b""
-        # it cannot be taken back half-way: an interrupted run-enclave may leave an enclave behind
-        while output.json is None or not self.plan.attach:
-            chunk = await process.stdout.read(CHUNK_BYTES)
-            if not chunk:
-                console += output.feed_eof()
-                break
-            console += output.feed(chunk)
-        if not self.plan.attach or not (output.json or b"").strip():
-            status = await process.wait()
-            stderr = await errors
-            if status:
-                return None, stderr, status
-            return parse_launch(output.json or b"", self.plan.backend, self.plan.debug), stderr, 0
-        self._console = process
-        self._relay = asyncio.create_task(self._relay_console(process, output, console, errors))
-        return parse_launch(output.json or b"", self.plan.backend, True), "", 0
-
-    async def _relay_console(
-        self, process: asyncio.subprocess.Process, output: LaunchOutput, console: bytes, errors: asyncio.Task[str]
-    ) -> None:
-        """Pass the console on as long as somebody reads it; then say how the app ended."""
-        assert process.stdout is not None
-        while not self.front.left.is_set():
-            if console:
-                await self.front.send_console(console)
-            reading = asyncio.ensure_future(process.stdout.read(CHUNK_BYTES))
-            leaving = asyncio.ensure_future(self.front.left.wait())
-            await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            leaving.cancel()
-            if not reading.done():
-                reading.cancel()
-                break
-            chunk = reading.result()
-            console = output.feed(chunk) if chunk else output.feed_eof()
-            if not chunk:
-                await self.front.send_console(console)
-                break
-        if self.front.left.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-        status = await process.wait()
-        failure = self.backend.failure(await errors, status).describe() if status > 0 else ""
-        enclave = self.current.enclave
-        app = await asyncio.to_thread(self.backend.exit_status, enclave) if enclave and not failure else None
-        self.front.send({"ended": {"status": app, "failure": failure}})
 
     # adoption
 
@@ -323,14 +256,6 @@ class Supervisor:
             self.backend.terminate(enclave)
 
 
-async def _read_tail(stream: asyncio.StreamReader) -> str:
-    """Return the last MAX_STDERR_BYTES of a stream."""
-    data = b""
-    while chunk := await stream.read(CHUNK_BYTES):
-        data = (data + chunk)[-MAX_STDERR_BYTES:]
-    return data.decode(errors="replace")
-
-
 async def _wait_for_process(process: ProcessId) -> None:
     """Wait until a process, which need not be our child, has ended."""
     try:
@@ -345,63 +270,3 @@ async def _wait_for_process(process: ProcessId) -> None:
     finally:
         loop.remove_reader(handle)
         os.close(handle)
-
-
-def adopt_orphans(store: Store, cids: list[int]) -> None:
-    """Start supervisors for enclaves that lost theirs, and wait until they have taken over."""
-    from enclavekit_rbuilds.run.front import start_supervisor
-
-    for cid in cids:
-        with start_supervisor({"adopt": cid}, store) as connection, contextlib.suppress(TimeoutError):
-            connection.settimeout(ADOPT_TIMEOUT_S)
-            connection.recv(1)
-
-
-async def supervise(connection: socket.socket) -> None:
-    """Do what the first line on `connection` says."""
-    front = FrontLink(*await asyncio.open_connection(sock=connection, limit=MAX_LINE_BYTES))
-    order = await front.read()
-    store = Store()
-    adopted = order.get("adopt")
-    record = store.read(adopted) if isinstance(adopted, int) else None
-    if "launch" not in order and record is None:
-        return
-    plan = record.plan if record is not None else msgspec.convert(order["launch"], LaunchPlan)
-    supervisor = Supervisor(store, plan, front)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, supervisor.stopping.set)
-    answer: dict[str, Any] | None = None
-    try:
-        if record is not None:
-            if not supervisor.adopt(record):
-                return
-            front.send({"adopted": record.cid})
-        else:
-            await supervisor.launch()
-        await supervisor.watch()
-    except Cancelled:
-        pass
-    except EnclavekitError as exc:
-        answer = {"error": str(exc), "exit_code": exc.exit_code, "code": getattr(exc, "code", "")}
-    except Exception as exc:
-        # the outermost: a bug of ours is one line for the user, its trace in our log
-        answer = {"error": f"cannot run {plan.eif}: {type(exc).__name__}: {exc}", "exit_code": 70, "code": ""}
-        raise
-    finally:
-        await supervisor.undo()
-        if answer is not None:
-            front.send(answer)  # when nothing is left of it
-        await front.close()
-
-
-def main() -> None:
-    connection = socket.socket(fileno=os.dup(sys.stdin.fileno()))
-    with open(os.devnull, "rb") as null:
-        os.dup2(null.fileno(), sys.stdin.fileno())
-    os.chdir("/")
-    asyncio.run(supervise(connection))
-
-
-if __name__ == "__main__":
-    main()
