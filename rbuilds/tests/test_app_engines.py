@@ -232,11 +232,33 @@ def test_a_target_is_passed_on(engine: str, context: Path, tmp_path: Path) -> No
 @every_engine
 def test_a_failing_step_shows_what_it_said_and_leaves_no_image(engine: str, context: Path, tmp_path: Path) -> None:
     (context / "Dockerfile").write_text("ARG BASE\nFROM $BASE\nRUN echo said this >&2; exit 3\n")
+    before = images_of(engine)
     with pytest.raises(CommandError) as caught:
         read_built(context, engine, tmp_path)
     assert "exit" in str(caught.value)
+    assert images_of(engine) == before
+
+
+def images_of(engine: str) -> set[tuple[str, ...]]:
+    """Return name, tag and id of what our builds have left in the engine, and of what has no name any more."""
     listed = subprocess.run([engine, "images"], capture_output=True, text=True, check=True).stdout
-    assert "enclavekit-build" not in listed
+    return {tuple(line.split()[:3]) for line in listed.splitlines() if "enclavekit-build" in line or "<none>" in line}
+
+
+@every_engine
+def test_one_image_of_a_dockerfile_stays_for_the_next_build(engine: str, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY app/ /\n")
+    before, digests = images_of(engine), []
+    for content in ("one", "one", "two"):
+        (tmp_path / "app/file").write_text(content)
+        with built_image(str(tmp_path / "Dockerfile"), str(tmp_path), engine) as image:
+            digests.append(image.digest)
+        assert len(images_of(engine) - before) == 1
+    assert digests[2] != digests[1]
+    with built_image(str(tmp_path / "Dockerfile"), str(tmp_path), engine, fresh=True):
+        assert len(images_of(engine) - before) == 2
+    assert len(images_of(engine) - before) == 1
 
 
 @pytest.mark.parametrize("engine", ["docker", "podman", "buildah"])

@@ -18,7 +18,6 @@ import pytest
 from enclavekit_core.errors import InputError
 from enclavekit_core.runtime_config import Setting
 from enclavekit_eif.reader import read_eif
-from enclavekit_rbuilds.app.container import choose_engine
 from enclavekit_rbuilds.app.image_config import Overrides
 from enclavekit_rbuilds.base import cache
 from enclavekit_rbuilds.base.cache import cached, hold, key_of, remove_entry, sweep
@@ -34,6 +33,8 @@ from enclavekit_rbuilds.manifest.model import IngressRule, KernelChoice, Network
 from enclavekit_rbuilds.plan.run import forecast_plan, run_plan
 from enclavekit_rbuilds.plan.source import fingerprint
 from enclavekit_rbuilds.plan.steps import Job, Product, Step, key_of_step, order_steps
+
+from .test_app_engines import containers, docker, engine, every_engine, workshop  # noqa: F401 - fixtures
 
 QUIET = Progress(quiet=True)
 
@@ -411,14 +412,13 @@ def test_builds_at_once_share_a_cache(words: list[str], tmp_path: Path) -> None:
     assert sorted(entry.name for entry in entries) == ["app", "ramdisk"]
 
 
-@pytest.mark.parametrize("engine", ["docker", "podman", "buildah"])
-def test_an_image_that_an_engine_builds_again_is_reused(engine: str, words: list[str], tmp_path: Path, capsys) -> None:
-    try:
-        choose_engine(engine)
-    except InputError as exc:
-        pytest.skip(str(exc))
-    if os.geteuid() != 0:
-        pytest.skip("engines without root need user namespaces")
+@every_engine
+def test_an_image_that_an_engine_builds_again_is_reused(
+    engine: str,  # noqa: F811 - a fixture
+    words: list[str],
+    tmp_path: Path,
+    capsys,
+) -> None:
     (tmp_path / "Dockerfile").write_text('FROM scratch\nCOPY app/ /\nENTRYPOINT ["/bin/serve"]\n')
     rootfs = words.index("--rootfs")
     words = [*words[:rootfs], "--dockerfile", str(tmp_path / "Dockerfile"), "--engine", engine, *words[rootfs + 2 :]]

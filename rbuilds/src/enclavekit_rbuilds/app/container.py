@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build a Dockerfile with whichever engine is there, and get the image out as an archive.
 
-Nothing stays behind in the engine but its own build cache: the image is removed again.
+The last image of each Dockerfile stays in the engine, under a tag of ours, so that the next build is quick: some
+engines keep what a step made only as long as an image has it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import subprocess
@@ -22,6 +26,8 @@ from enclavekit_rbuilds.base.command import run
 
 ENGINES = ("docker", "podman", "buildah")
 PROBE_TIMEOUT_S = 20.0
+TAG_PREFIX = "localhost/enclavekit-build"
+DIGEST = re.compile(r"[0-9a-f]{64}")
 EPOCH = "0"  # engines that know SOURCE_DATE_EPOCH stamp layers with it; our packing ignores times anyway
 
 
@@ -48,7 +54,6 @@ class BuiltImage:
     """An image in an engine's store."""
 
     engine: str
-    tag: str
     digest: str
     """`sha256:...` of its configuration, which names its layers: the same image has the same."""
     dockerfile: str
@@ -56,9 +61,9 @@ class BuiltImage:
     def save(self, archive: str) -> None:
         """Write the image to `archive` in docker-save form. Raises CommandError."""
         if self.engine == "buildah":
-            argv = ["buildah", "push", self.tag, f"docker-archive:{archive}:{self.tag}"]
+            argv = ["buildah", "push", self.digest.removeprefix("sha256:"), f"docker-archive:{archive}"]
         else:
-            argv = [self.engine, "save", "-o", archive, self.tag]
+            argv = [self.engine, "save", "-o", archive, self.digest]
         run(argv, f"save the image of {self.dockerfile}")
 
 
@@ -99,21 +104,40 @@ def built_image(
         raise InputError("read", dockerfile, "there is no such file")
     if not os.path.isdir(context):
         raise InputError("read", context, "it is not a directory")
-    tag = f"localhost/enclavekit-build:{secrets.token_hex(8)}"
     build = DockerfileBuild(dockerfile, context, tuple(build_args), target, arch, fresh)
+    tag = f"{TAG_PREFIX}:{secrets.token_hex(8) if fresh else _name_of(build)}"
     env = {**os.environ, "SOURCE_DATE_EPOCH": EPOCH}
     if engine == "docker" and "DOCKER_BUILDKIT" not in env and _has_buildkit():
         env["DOCKER_BUILDKIT"] = "1"  # the builder that takes the time from SOURCE_DATE_EPOCH
+    before = _digest_of(engine, tag)
     run(build_command(build, engine, tag), f"build {dockerfile}", env=env)
+    digest = _digest_of(engine, tag)
+    try:
+        if digest is None:
+            raise InputError("identify", f"the image of {dockerfile}", f"{engine} has built it and does not know it")
+        yield BuiltImage(engine, digest, dockerfile)
+    finally:
+        # the last image of a Dockerfile stays: with it, engines of the older kind would lose every step that they keep
+        gone = tag if fresh else before if before != digest else None
+        if gone is not None:
+            subprocess.run([engine, "rmi", gone], capture_output=True, check=False, timeout=PROBE_TIMEOUT_S)
+
+
+def _name_of(build: DockerfileBuild) -> str:
+    """Return the tag by which the engine keeps the last image of this build."""
+    facts = [os.path.abspath(build.dockerfile), os.path.abspath(build.context), build.target, build.arch]
+    return hashlib.sha256(json.dumps([*facts, *build.build_args]).encode()).hexdigest()[:24]
+
+
+def _digest_of(engine: str, tag: str) -> str | None:
+    """Return `sha256:...` of an image in the engine's store; None if there is none."""
     if engine == "buildah":
         identify = ["buildah", "inspect", "--type", "image", "--format", "{{.FromImageID}}", tag]
     else:
         identify = [engine, "image", "inspect", "--format", "{{.Id}}", tag]
-    try:
-        digest = run(identify, f"identify the image of {dockerfile}").decode("ascii", "replace").strip()
-        yield BuiltImage(engine, tag, f"sha256:{digest.removeprefix('sha256:')}", dockerfile)
-    finally:
-        subprocess.run([engine, "rmi", tag], capture_output=True, check=False, timeout=PROBE_TIMEOUT_S)
+    done = subprocess.run(identify, capture_output=True, check=False, timeout=PROBE_TIMEOUT_S)
+    digest = done.stdout.decode("ascii", "replace").strip().removeprefix("sha256:")
+    return f"sha256:{digest}" if done.returncode == 0 and DIGEST.fullmatch(digest) else None
 
 
 def build_command(build: DockerfileBuild, engine: str, tag: str) -> list[str]:
