@@ -247,8 +247,8 @@ def test_size_follows_what_is_unpacked_and_not_what_is_stored(eif):
     assert size.unpacked_memory_bytes == 100 * MIB + 2 * 4096 + 4 * 1024
     assert (size.image_mib, size.ratio_mib) == (1, 4)
     assert size.boot_mib == 1 + 101 + KERNEL_MIB
-    assert size.needed_mib == size.tmpfs_mib == 202
-    assert (size.pages(2), size.pages(1024)) == (101, 1)
+    assert size.needed_mib == size.tmpfs_mib == 202 + KERNEL_MIB
+    assert (size.pages(2), size.pages(1024)) == (125, 1)
 
 
 def test_a_small_image_needs_what_the_driver_asks_for(eif):

@@ -312,9 +312,9 @@ def test_image(custom, memory_mib, expected):
 def test_what_counts_most_says_how_much_memory():
     size = replace(sized(100), unpacked_memory_bytes=300 << 20)
     image = parse_image("/i/app.eif", size, "x86_64", {})
-    finding = diagnose_image(image, 599)[-1]
+    finding = diagnose_image(image, 647)[-1]
     assert finding.id == "memory-below-image" and "2 x 300 MiB unpacked" in finding.text
-    assert worst(diagnose_image(image, 600)) == "note"
+    assert worst(diagnose_image(image, 648)) == "note"
 
 
 @pytest.mark.parametrize(("capable", "kernel"), [(False, BZIMAGE), (None, b"no kernel")])

@@ -85,7 +85,8 @@ def image(size_mib=10, **custom):
 @pytest.mark.parametrize(
     ("custom", "wishes", "expected"),
     [
-        ({}, Wishes(), (64, 2, 0, 0, "app")),
+        ({}, Wishes(), (144, 2, 0, 0, "app")),
+        ({"services": ["files", "pipeline"]}, Wishes(), (224, 2, 0, 0, "app")),
         ({"resources": {"memory_mib": 512, "cpus": 4, "cid": 9}}, Wishes(), (512, 4, 0, 9, "app")),
         (
             {"resources": {"memory_mib": 512}},

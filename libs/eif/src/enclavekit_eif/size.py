@@ -5,9 +5,9 @@ Three rules, the largest of which counts:
 
 * nitro-cli refuses less than four times the image (E26); the driver refuses less than 64 MiB;
 * while it boots, the enclave holds the image and what its ramdisks unpack to side by side;
-* the kernel puts what it unpacks into a tmpfs, which takes half of the memory and no more.
+* the kernel puts what it unpacks into a tmpfs, which takes half of the memory that it has left, and no more.
 
-What the app itself needs comes on top, and nobody but its author knows that. Source: aws-nitro-enclaves-cli,
+What services and the app need comes on top, and their authors know that. Source: aws-nitro-enclaves-cli,
 enclave_proc/resource_manager.rs; Linux init/initramfs.c, mm/shmem.c, Documentation/filesystems/ramfs-rootfs-initramfs.
 """
 
@@ -60,12 +60,12 @@ class Size:
 
     @property
     def tmpfs_mib(self) -> int:
-        """Twice what is unpacked."""
-        return 2 * _mib(self.unpacked_memory_bytes)
+        """Twice what is unpacked, beside the kernel."""
+        return 2 * _mib(self.unpacked_memory_bytes) + KERNEL_MIB
 
     @property
     def needed_mib(self) -> int:
-        """The least memory that the image starts with; the app's own needs come on top."""
+        """The least memory that the kernel gets to /init with; what then runs comes on top."""
         return max(self.ratio_mib, self.boot_mib, self.tmpfs_mib, MIN_MEMORY_MIB)
 
     def pages(self, page_mib: int) -> int:
@@ -78,7 +78,7 @@ class Size:
         return [
             ("nitro-cli (E26)", f"{IMAGE_RATIO} x {self.image_mib} MiB of image", self.ratio_mib),
             ("boot", f"{self.image_mib} image + {unpacked} unpacked + {KERNEL_MIB} kernel", self.boot_mib),
-            ("tmpfs", f"2 x {unpacked} MiB unpacked", self.tmpfs_mib),
+            ("tmpfs", f"2 x {unpacked} MiB unpacked + {KERNEL_MIB} kernel", self.tmpfs_mib),
             ("driver", "at least", MIN_MEMORY_MIB),
         ]
 

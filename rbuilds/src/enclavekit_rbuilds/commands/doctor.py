@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from enclavekit_rbuilds.run.host_facts import read_host_facts
     from enclavekit_rbuilds.run.image import DEFAULT_CPUS
     from enclavekit_rbuilds.run.image_diagnosis import diagnose_image, open_image
+    from enclavekit_rbuilds.run.sizing import default_memory_mib
 
     backend, taken, findings = _look_at_backend(args.backend)
     wanted = Wanted(memory_mib=args.memory, cpus=args.cpus or DEFAULT_CPUS, cid=args.cid or DEFAULT_CID)
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             findings += diagnose_image(image, args.memory)
             asked = image.resources
             wanted = Wanted(
-                memory_mib=args.memory or asked.memory_mib or image.size.needed_mib,
+                memory_mib=args.memory or asked.memory_mib or default_memory_mib(image.size, len(image.services)),
                 cpus=args.cpus or asked.cpus or DEFAULT_CPUS,
                 cid=args.cid or asked.cid or DEFAULT_CID,
                 has_network=bool(image.network.egress or image.network.ingress),

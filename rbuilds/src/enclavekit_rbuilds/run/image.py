@@ -43,6 +43,8 @@ class Image:
     name: str
     resources: Resources
     network: Network
+    services: tuple[str, ...]
+    """Of ours, that it runs beside the app."""
     kernel: str
     """Name and version as the builder gave them; empty if it did not."""
     nitro_capable: bool | None
@@ -67,6 +69,7 @@ def parse_image(path: str, size: Size, arch: str, metadata: dict[str, Any]) -> I
     try:
         resources = msgspec.convert(custom.get("resources") or {}, Resources)
         network = msgspec.convert(custom.get("network") or {}, Network)
+        services = msgspec.convert(custom.get("services") or (), tuple[str, ...])
     except msgspec.ValidationError as exc:
         raise InputError("use the metadata of", path, str(exc)) from exc
     _check(path, resources, network)
@@ -78,6 +81,7 @@ def parse_image(path: str, size: Size, arch: str, metadata: dict[str, Any]) -> I
         name=name if isinstance(name, str) and name else os.path.basename(path).removesuffix(".eif") or "enclave",
         resources=resources,
         network=network,
+        services=services,
         kernel=" ".join(str(kernel[key]) for key in ("name", "version") if kernel.get(key)),
         nitro_capable=capable if isinstance(capable, bool) else None,
     )

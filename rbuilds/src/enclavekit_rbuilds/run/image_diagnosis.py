@@ -12,7 +12,7 @@ from enclavekit_eif.check import check_eif
 from enclavekit_rbuilds.run.findings import Finding, Severity, ok
 from enclavekit_rbuilds.run.image import Image, read_image
 from enclavekit_rbuilds.run.model import BackendName
-from enclavekit_rbuilds.run.sizing import memory_sum
+from enclavekit_rbuilds.run.sizing import default_memory_mib, memory_sum
 
 # about the kernel, its command line and what it can read: an emulated enclave on the host's kernel meets none of it
 OF_THE_KERNEL = ("kernel-", "cmdline-", "ramdisk-")
@@ -91,4 +91,5 @@ def _memory(image: Image, memory_mib: int | None) -> Finding:
             "and unpacked side by side",
             f"ask for {needed} MiB or more (--memory, or resources.memory_mib in enclave.yaml)",
         )
-    return ok("memory-needed", f"memory: {asked or needed} MiB; the image needs {memory_sum(image.size)}")
+    given = asked or default_memory_mib(image.size, len(image.services))
+    return ok("memory-needed", f"memory: {given} MiB; to boot, the image needs {memory_sum(image.size)}")

@@ -12,7 +12,7 @@ from enclavekit_rbuilds.run.cids import check_cid
 from enclavekit_rbuilds.run.image import DEFAULT_CPUS, Image
 from enclavekit_rbuilds.run.model import BackendName, LaunchPlan, Publish
 from enclavekit_rbuilds.run.rules import check_bind, check_publish
-from enclavekit_rbuilds.run.sizing import memory_sum
+from enclavekit_rbuilds.run.sizing import default_memory_mib, memory_sum
 
 MAX_NAME_CHARS = 255
 
@@ -47,7 +47,7 @@ def plan_launch(image: Image, backend: BackendName, wishes: Wishes) -> LaunchPla
     wanted = image.resources
     memory_mib = wishes.memory_mib if wishes.memory_mib is not None else wanted.memory_mib
     if memory_mib is None:
-        memory_mib = image.size.needed_mib
+        memory_mib = default_memory_mib(image.size, len(image.services))
     elif memory_mib < image.size.needed_mib:
         whose = "--memory" if wishes.memory_mib is not None else "resources.memory_mib of the image"
         reason = f"{whose} {memory_mib} MiB is less than it needs: {memory_sum(image.size)}"

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     print()
     print_columns(
         [
-            ("memory", f"{size.needed_mib} MiB, and what the app itself needs"),
+            ("memory", f"{size.needed_mib} MiB, and what services and the app need"),
             ("huge pages", f"{size.pages(page_mib)} x {args.page} = {allocated} MiB, of one NUMA node"),
         ]
     )
