@@ -43,6 +43,7 @@ from enclavekit_pipeline.wire.requests import Request, decode_request, verb_of
 
 SERVICE = "pipeline"
 MAX_SESSIONS = 64  # callers inside at once; each may have up to 3 MiB of credit per request
+UNWIND_S = 20.0  # for requests whose caller is gone; then they are cancelled
 
 log = logs.get_logger("pipeline")
 
@@ -105,21 +106,28 @@ class Server:
         return grant
 
     async def _serve_streams(self, connection: Connection, grant: Grant) -> None:
-        reading = asyncio.create_task(connection.run(accept_streams=True))
+        reading = asyncio.create_task(connection.run())
         running: set[asyncio.Task[None]] = set()
         try:
             while (opened := await connection.opened.get()) is not None:
                 stream, frame = opened
-                task = asyncio.create_task(self._serve_stream(connection, stream, frame, grant))
+                task = asyncio.create_task(self._serve_stream(stream, frame, grant))
                 running.add(task)
                 task.add_done_callback(running.discard)
+            # the caller asks for nothing more: what it has asked for goes on. Once it is gone, each request learns of
+            # it from its stream and puts in order what it leaves behind
+            while running and not reading.done():
+                await asyncio.wait({reading, *running}, return_when=asyncio.FIRST_COMPLETED)
+            if running:
+                await asyncio.wait(running, timeout=UNWIND_S)
         finally:
+            connection.finish()
             reading.cancel()
             for task in running:
                 task.cancel()
             await asyncio.gather(reading, *running, return_exceptions=True)
 
-    async def _serve_stream(self, connection: Connection, stream: Stream, frame: Frame, grant: Grant) -> None:
+    async def _serve_stream(self, stream: Stream, frame: Frame, grant: Grant) -> None:
         """Serve one request; its failure is the caller's to hear, not the connection's end."""
         what: dict[str, object] = {"client": grant.name}
         try:
@@ -144,7 +152,7 @@ class Server:
             log.exception("request broken", **what)
             await fail(stream, CODE_FAILED, "cannot do that in the enclave: it failed inside, see its log")
         finally:
-            connection.forget(stream)
+            stream.close()
 
     async def _carry_out(self, request: Request, grant: Grant, stream: Stream) -> str:
         match request:

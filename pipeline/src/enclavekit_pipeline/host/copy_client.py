@@ -14,7 +14,8 @@ from enclavekit_core.errors import InputError, RemoteProtocolError, describe_cau
 
 from enclavekit_pipeline.channel.mux import Stream
 from enclavekit_pipeline.channel.partial_file import PartialFile
-from enclavekit_pipeline.host.client import Target, open_request, receive
+from enclavekit_pipeline.host.client import Target, receive
+from enclavekit_pipeline.host.session import open_request
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest, Done
 from enclavekit_pipeline.wire.frames import MAX_PAYLOAD_BYTES, Kind
 from enclavekit_pipeline.wire.messages import Opened, decode_payload, encode_payload
