@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError, VerificationError
 
+from enclavekit_pipeline.wire.copy_messages import CopyInRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
 from enclavekit_pipeline.wire.requests import Request, verb_of
 
@@ -124,6 +125,9 @@ def check_request(grant: Grant, request: Request) -> None:
         if request.environment or request.user or request.directory:
             # each of them can turn an allowed command into another one
             raise Refused(f"{grant.name} may run its commands only as they are, without -e, -u or -w")
+    if isinstance(request, CopyInRequest) and request.unsafe_links and grant.write is not None:
+        # whoever follows such a link later may be allowed more than this client
+        raise Refused(f"{grant.name} may not make links that lead out of what it copies")
 
 
 def check_path(grant: Grant, verb: str, path: str) -> None:

@@ -33,9 +33,10 @@ class Kind(enum.IntEnum):
     STDIN, STDOUT, STDERR = 18, 19, 20
     CREDIT, SIGNAL, EXIT, DONE, ERROR = 21, 22, 23, 24, 25
     CLOSE, INFO = 26, 27
+    RECORDS, ANSWERS = 32, 33  # of copies, see tree_records
 
 
-DATA_KINDS = frozenset({Kind.STDIN, Kind.STDOUT, Kind.STDERR})
+DATA_KINDS = frozenset({Kind.STDIN, Kind.STDOUT, Kind.STDERR, Kind.RECORDS, Kind.ANSWERS})
 
 
 @dataclass(frozen=True, slots=True)
