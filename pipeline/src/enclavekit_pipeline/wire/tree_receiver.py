@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
 
 from enclavekit_pipeline.wire.copy_messages import Done
-from enclavekit_pipeline.wire.tree_content import ContentHash, chunk_bytes
+from enclavekit_pipeline.wire.tree_content import MAX_CHUNKS, ContentHash, chunk_bytes
 from enclavekit_pipeline.wire.tree_order import MAX_DEPTH, EntryOrder, shown
 from enclavekit_pipeline.wire.tree_records import (
     FROM_SENDER,
     MAX_DIGESTS,
-    MAX_FILE_BYTES,
     Count,
     Data,
     Digests,
@@ -231,7 +230,8 @@ class TreeReceiver:
                 self._content.update(data)
                 actions.append(record)
             case Count(RecordKind.HOLE, count):
-                if self._content.size + count > MAX_FILE_BYTES:
+                # of holes as many chunks as such a file may have: they cost their sender nothing
+                if self._content.size + count > MAX_CHUNKS * chunk_bytes(file.entry.size):
                     raise RemoteProtocolError("cannot read record: too large a file")
                 self._content.zeros(count)
                 actions.append(Hole(count))
