@@ -34,6 +34,7 @@ PURE = [
     "pipeline/src/enclavekit_pipeline/wire/exec_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/copy_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/requests.py",
+    "pipeline/src/enclavekit_pipeline/wire/info_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/liveness.py",
     "pipeline/src/enclavekit_pipeline/wire/numbering.py",
     "fs_monitor/src/enclavekit_fs_monitor/inotify_events.py",

@@ -4,35 +4,21 @@
 import asyncio
 
 import pytest
-from enclavekit_core import fabric
-from enclavekit_core.address import VsockAddress
 from enclavekit_core.errors import TransportError
 from enclavekit_pipeline.channel.mux import RequestRefused
-from enclavekit_pipeline.host.client import Target, receive
-from enclavekit_pipeline.host.identity import Identity
+from enclavekit_pipeline.host.client import receive
 from enclavekit_pipeline.host.session import connected
-from enclavekit_pipeline.host.trust import build_trust
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit
 from enclavekit_pipeline.wire.frames import Kind
 from enclavekit_pipeline.wire.messages import decode_payload
 
-from .conftest import CID, PCRS
+from .conftest import CID
 from .test_exec import Held
 
 
 @pytest.fixture
-def target(enclave, monkeypatch):
-    monkeypatch.setenv(fabric.RUNTIME_DIR_VARIABLE, enclave.environment[fabric.RUNTIME_DIR_VARIABLE])
-    trust = build_trust(
-        eif=None,
-        policy=None,
-        pcrs=[f"0={PCRS[0].hex()}"],
-        insecure_dev_root=enclave.dev_root,
-        allow_debug=False,
-        max_age_s=None,
-        environment={},
-    )
-    return Target(VsockAddress(CID, 53000), trust, Identity.load(str(enclave.directory / "alice")), 20)
+def target(enclave, target_for):
+    return target_for("alice", CID)
 
 
 def shell(script, **more):

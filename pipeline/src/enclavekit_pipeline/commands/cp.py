@@ -10,7 +10,7 @@ import sys
 
 from enclavekit_core.errors import ConfigError
 
-from enclavekit_pipeline.commands.target import add_target_flags, make_target
+from enclavekit_pipeline.commands.target import add_target_flags, make_target, split_place
 
 HELP = "copy a file into or out of an enclave"
 TERMINATED = 128 + signal.SIGTERM
@@ -18,14 +18,14 @@ TERMINATED = 128 + signal.SIGTERM
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
-    parser.add_argument("source", metavar="SRC", help="PATH, CID:PATH, or - for standard input")
-    parser.add_argument("target", metavar="DST", help="CID:PATH, PATH, or - for standard output")
+    parser.add_argument("source", metavar="SRC", help="PATH, ENCLAVE:PATH, or - for standard input")
+    parser.add_argument("target", metavar="DST", help="ENCLAVE:PATH, PATH, or - for standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     source, target = split_place(args.source), split_place(args.target)
     if (source is None) == (target is None):
-        raise ConfigError("cp", "", "exactly one side must be CID:PATH")
+        raise ConfigError("cp", "", "exactly one side must be ENCLAVE:PATH")
     from enclavekit_pipeline.host.copy_client import copy_in, copy_out
 
     # an exception, so that what is half-made is removed on the way out
@@ -37,13 +37,3 @@ def run(args: argparse.Namespace) -> int:
         cid, path = source
         asyncio.run(copy_out(make_target(args, cid), path, args.target, system=args.system))
     return 0
-
-
-def split_place(text: str) -> tuple[str, str] | None:
-    """Return (CID, path) for CID:PATH; None for a path of ours, which `./` in front makes of anything."""
-    cid, colon, path = text.partition(":")
-    if not colon or not cid.isascii() or not cid.isdigit():
-        return None
-    if not path.startswith("/"):
-        raise ConfigError(text, "", "the path in an enclave must be absolute")
-    return cid, path

@@ -15,7 +15,7 @@ from enclavekit_core.errors import InputError, RemoteProtocolError, describe_cau
 from enclavekit_pipeline.channel.mux import Stream
 from enclavekit_pipeline.channel.partial_file import PartialFile
 from enclavekit_pipeline.host.client import Target, receive
-from enclavekit_pipeline.host.session import open_request
+from enclavekit_pipeline.host.session import Session, open_request
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest, Done
 from enclavekit_pipeline.wire.frames import MAX_PAYLOAD_BYTES, Kind
 from enclavekit_pipeline.wire.messages import Opened, decode_payload, encode_payload
@@ -55,7 +55,7 @@ def open_source(path: str, target_path: str) -> Source:
     return Source(descriptor, name, stat.S_IMODE(info.st_mode), info.st_mtime_ns)
 
 
-async def copy_in(target: Target, local: str, remote: str, *, system: bool) -> int:
+async def copy_in(target: Target | Session, local: str, remote: str, *, system: bool) -> int:
     """Copy a file of ours into the enclave and return its size. Raises InputError and what `open_request` raises."""
     source = open_source(local, remote)
     try:
@@ -94,7 +94,7 @@ async def send_file(stream: Stream, descriptor: int) -> Done:
     return done
 
 
-async def copy_out(target: Target, remote: str, local: str, *, system: bool) -> int:
+async def copy_out(target: Target | Session, remote: str, local: str, *, system: bool) -> int:
     """Copy a file out of the enclave and return its size. Raises InputError and what `open_request` raises."""
     async with open_request(target, CopyOutRequest(path=remote, system=system)) as stream:
         opened = decode_payload(Opened, (await receive(stream, Kind.OPENED)).payload)
