@@ -34,6 +34,7 @@ PURE = [
     "pipeline/src/enclavekit_pipeline/wire/exec_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/copy_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/requests.py",
+    "pipeline/src/enclavekit_pipeline/wire/info_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/tree_content.py",
     "pipeline/src/enclavekit_pipeline/wire/tree_filter.py",
     "pipeline/src/enclavekit_pipeline/wire/tree_order.py",

@@ -8,7 +8,7 @@ import stat
 
 import pytest
 from enclavekit_core.errors import InputError, LocalProtocolError, ProtocolError, RemoteProtocolError
-from enclavekit_pipeline.channel import tree_source
+from enclavekit_pipeline.channel import partial_file, tree_source
 from enclavekit_pipeline.channel.partial_file import partial_name
 from enclavekit_pipeline.channel.tree_sink import TreeSink, WriteOptions
 from enclavekit_pipeline.channel.tree_source import ReadOptions, TreeSource
@@ -163,7 +163,8 @@ def test_planted_state_is_not_written_to(tmp_path, plant):
     assert victim.read_bytes() == bytes(9 * MIN_CHUNK_BYTES)
 
 
-def test_two_copies_to_one_name_do_not_mix(tmp_path):
+def test_two_copies_to_one_name_do_not_mix(tmp_path, monkeypatch):
+    monkeypatch.setattr(partial_file, "UNWIND_S", 0.0)
     for name in ("one", "two"):
         (tmp_path / name).write_bytes(secrets.token_bytes(10 * MIN_CHUNK_BYTES))
     reading, writing = open_pair(tmp_path / "one", tmp_path, resume=True)

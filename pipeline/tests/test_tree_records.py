@@ -67,7 +67,7 @@ def joined(found):
     whole = []
     for record in found:
         if isinstance(record, Data) and whole and isinstance(whole[-1], Data):
-            whole[-1] = Data(whole[-1].data + record.data)
+            whole[-1] = Data(bytes(whole[-1].data) + bytes(record.data))
         else:
             whole.append(record)
     return whole

@@ -147,6 +147,11 @@ class Connection:
             self._error = exc
         finally:
             watching.cancel()
+            self._end()
+
+    def _end(self) -> None:
+        """Wake up all who wait: nothing more comes."""
+        if not self.has_ended:
             self.has_ended = True
             for stream in self._streams.values():
                 stream.end()
@@ -252,6 +257,7 @@ class Connection:
 
     def abort(self) -> None:
         """End the connection at once."""
+        self._end()
         # Python 3.11.2, Debian's, fails here with it once a TLS connection has ended by itself; later ones do nothing
         with contextlib.suppress(AttributeError):
             self._writer.transport.abort()

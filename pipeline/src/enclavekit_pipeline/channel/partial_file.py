@@ -15,6 +15,7 @@ import hashlib
 import os
 import secrets
 import stat
+import time
 
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 NAMELESS_FILE = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
@@ -23,6 +24,8 @@ KEPT_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 PARTIAL_SUFFIX = b".enclavekit-partial"
 MAX_KEPT_NAME = 200  # of the target's name in a partial file's, NAME_MAX is 255
+UNWIND_S = 2.0  # a copy that was cut may not have noticed yet when the next one begins
+LOCK_PAUSE_S = 0.02
 ZERO_BLOCK = bytes(256 * 1024)
 
 
@@ -51,7 +54,7 @@ class PartialFile:
     def _take_up(self) -> None:
         """Open the file of an earlier copy or a new one of that name; neither if somebody else works on it."""
         name = partial_name(self._name)
-        descriptor = open_partial(self._directory, name)
+        descriptor = open_partial(self._directory, name, wait_s=UNWIND_S)
         if descriptor is None:
             with contextlib.suppress(FileExistsError):
                 descriptor = os.open(name, NEW_FILE, 0o600, dir_fd=self._directory)
@@ -69,7 +72,7 @@ class PartialFile:
             self._temporary = temporary_name(self._name)
             self._descriptor = os.open(self._temporary, NEW_FILE, 0o600, dir_fd=self._directory)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Write at `position`, over what an earlier copy may have left there."""
         view = memoryview(data)
         while view:
@@ -165,8 +168,8 @@ def partial_name(name: bytes) -> bytes:
     return b"." + name + PARTIAL_SUFFIX
 
 
-def open_partial(directory: int, name: bytes) -> int | None:
-    """Return the file of an earlier copy, locked; None if there is none, or somebody works on it.
+def open_partial(directory: int, name: bytes, wait_s: float = 0.0) -> int | None:
+    """Return the file of an earlier copy, locked; None if there is none, or somebody works on it for longer.
 
     What is not as we leave such files (somebody may have planted it) is removed.
     """
@@ -178,7 +181,7 @@ def open_partial(directory: int, name: bytes) -> int | None:
         _unlink(directory, name)
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor, wait_s)
         info, now = os.fstat(descriptor), os.stat(name, dir_fd=directory, follow_symlinks=False)
         if (info.st_dev, info.st_ino) != (now.st_dev, now.st_ino):
             raise FileNotFoundError  # it has just been put in place
@@ -197,6 +200,18 @@ def remove_partial(directory: int, name: bytes) -> None:
     if descriptor is not None:
         _unlink(directory, partial_name(name))
         os.close(descriptor)
+
+
+def _lock(descriptor: int, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(LOCK_PAUSE_S)
 
 
 def _unlink(directory: int, name: bytes) -> None:

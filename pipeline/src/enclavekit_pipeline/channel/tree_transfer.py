@@ -144,12 +144,13 @@ async def receive_tree(
     ended = False
     try:
         while not ended:
-            await something.wait()
-            something.clear()
+            while not arrived:
+                if reading.done():
+                    await reading  # it has failed
+                something.clear()
+                await something.wait()
             taken = arrived[:]
             arrived.clear()
-            if not taken:
-                await reading  # it has failed
             answers = await in_thread(sink.take, [frame.payload for frame in taken])
             if answers:
                 await stream.send_data(Kind.ANSWERS, answers)

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
 import signal
 import sys
 from typing import TYPE_CHECKING
 
 from enclavekit_core.errors import ConfigError
 
-from enclavekit_pipeline.commands.target import add_target_flags, make_target
+from enclavekit_pipeline.commands.target import add_target_flags, make_target, split_place
 
 if TYPE_CHECKING:
     from enclavekit_pipeline.host.copy_client import CopyOptions
@@ -31,8 +30,8 @@ STANDARD_STREAM = "-"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
     add_copy_flags(parser)
-    parser.add_argument("source", metavar="SRC", help="PATH, CID:PATH, or - for standard input")
-    parser.add_argument("target", metavar="DST", help="CID:PATH, PATH, or - for standard output")
+    parser.add_argument("source", metavar="SRC", help="PATH, ENCLAVE:PATH, or - for standard input")
+    parser.add_argument("target", metavar="DST", help="ENCLAVE:PATH, PATH, or - for standard output")
 
 
 def add_copy_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +53,7 @@ def add_copy_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     source, target = split_place(args.source), split_place(args.target)
     if (source is None) == (target is None):
-        raise ConfigError("cp", "", "exactly one side must be CID:PATH")
+        raise ConfigError("cp", "", "exactly one side must be ENCLAVE:PATH")
     if target is not None:
         enclave, path = target
         return copy(args, enclave, args.source, path, into=True)
@@ -69,17 +68,16 @@ def copy(args: argparse.Namespace, enclave: str, local: str, remote: str, *, int
         raise ConfigError("--json", "", "standard output is what is copied to")
     from enclavekit_pipeline.host.copy_client import copy_in, copy_out
     from enclavekit_pipeline.host.copy_progress import choose_display
-    from enclavekit_pipeline.host.session import open_request
 
     # an exception, so that what is half-made is removed on the way out
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    opener = functools.partial(open_request, make_target(args, enclave))
+    whom = make_target(args, enclave)
     display = choose_display(as_json=args.json)
     options = copy_options(args, parents=parents)
     if into:
-        asyncio.run(copy_in(opener, local, remote, options, display))
+        asyncio.run(copy_in(whom, local, remote, options, display))
     else:
-        asyncio.run(copy_out(opener, remote, local, options, display))
+        asyncio.run(copy_out(whom, remote, local, options, display))
     return LEFT_OUT if display.left_out else 0
 
 
@@ -96,13 +94,3 @@ def copy_options(args: argparse.Namespace, *, parents: bool) -> CopyOptions:
         parents=parents,
         system=args.system,
     )
-
-
-def split_place(text: str) -> tuple[str, str] | None:
-    """Return (CID, path) for CID:PATH; None for a path of ours, which `./` in front makes of anything."""
-    cid, colon, path = text.partition(":")
-    if not colon or not cid.isascii() or not cid.isdigit():
-        return None
-    if not path.startswith("/"):
-        raise ConfigError(text, "", "the path in an enclave must be absolute")
-    return cid, path

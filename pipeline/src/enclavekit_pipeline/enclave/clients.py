@@ -12,6 +12,7 @@ reading the file.
         read: [/data]                           # absent: any path
         write: [/data/in]                       # absent: any path
         system: false                           # may act on the framework's root as well
+        sessions: 4                             # connections at once; absent: as many as there is room for
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from enclavekit_pipeline.wire.exec_messages import ExecRequest
 from enclavekit_pipeline.wire.requests import Request, verb_of
 
 VERBS = ("exec", "cp-in", "cp-out")
+FREE_VERBS = ("info",)  # for whoever is let in: what it tells is the caller's own
 ANY_MORE = "..."
 
 
@@ -50,6 +52,8 @@ class Grant(StrictConfig, frozen=True):
     read: list[str] | None = None
     write: list[str] | None = None
     system: bool = False
+    sessions: int | None = None
+    """Connections at once; None: as many as the listener takes."""
 
 
 class ClientList(StrictConfig, frozen=True):
@@ -75,6 +79,8 @@ class Clients:
             for prefix in (*(grant.read or ()), *(grant.write or ())):
                 if not prefix.startswith("/") or posixpath.normpath(prefix) != (prefix.rstrip("/") or "/"):
                     raise ConfigError(source, grant.name, f"path {prefix!r} is not absolute and plain")
+            if grant.sessions is not None and grant.sessions < 1:
+                raise ConfigError(source, grant.name, "sessions: nobody enters with fewer than one")
             key = _key_of(grant, source)
             if key in self._by_key:
                 raise ConfigError(source, grant.name, f"it has the key of {self._by_key[key].name}")
@@ -84,6 +90,10 @@ class Clients:
     def load(cls, path: str) -> Clients:
         """Raises ConfigError: no list, no listener."""
         return cls(load_config(ClientList, path), path)
+
+    def key_of(self, grant: Grant) -> bytes:
+        """Return the SHA-256 of the client's SPKI."""
+        return next(key for key, known in self._by_key.items() if known is grant)
 
     def authenticate(self, certificate_der: bytes, signature: bytes, signed: bytes) -> Grant:
         """Return the grant of whoever made `signature` over `signed`.
@@ -115,7 +125,7 @@ class Clients:
 def check_request(grant: Grant, request: Request) -> None:
     """Raises Refused if the grant does not cover the request; paths of copies are checked again once resolved."""
     verb = verb_of(request)
-    if verb not in grant.allow:
+    if verb not in grant.allow and verb not in FREE_VERBS:
         raise Refused(f"{grant.name} may not {verb}")
     if request.system and not grant.system:
         raise Refused(f"{grant.name} may not act on the system")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from enclavekit_attestation.binding import spki_sha256_of
+from enclavekit_attestation.verify import VerifiedDocument
 from enclavekit_core import aio, tls
 from enclavekit_core.address import VsockAddress
 from enclavekit_core.errors import RemoteProtocolError, TransportError, VerificationError
@@ -21,9 +22,20 @@ from enclavekit_pipeline.wire.frames import Frame, Kind
 from enclavekit_pipeline.wire.handshake import NONCE_BYTES, ClientHandshake, proof_bytes
 from enclavekit_pipeline.wire.messages import Failure, decode_payload
 
+DEFAULT_PORT = 53000
+DEFAULT_CONNECT_TIMEOUT_S = 10.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.02, 0.5
 HANDSHAKE_TIMEOUT_S = 30.0
 LOG_VARIABLE = "ENCLAVEKIT_LOG"  # set: our decisions are logged too; a command that works is silent otherwise
+
+
+@dataclass(frozen=True)
+class Entered:
+    """What a handshake has brought."""
+
+    name: str
+    """What the enclave's list calls us."""
+    verified: VerifiedDocument
 
 
 @dataclass(frozen=True)
@@ -54,8 +66,8 @@ async def connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamW
         pause = min(2 * pause, LAST_RETRY_S)
 
 
-async def shake_hands(connection: Connection, writer: asyncio.StreamWriter, target: Target) -> str:
-    """Verify the enclave, then show who we are; return the name it knows us by."""
+async def shake_hands(connection: Connection, writer: asyncio.StreamWriter, target: Target) -> Entered:
+    """Verify the enclave, then show who we are."""
     certificate = tls.peer_certificate_der(writer.get_extra_info("ssl_object"))
     handshake = ClientHandshake(os.urandom(NONCE_BYTES))
     decided = decision_log(target)
@@ -71,7 +83,7 @@ async def shake_hands(connection: Connection, writer: asyncio.StreamWriter, targ
     await connection.send(handshake.auth(target.identity.certificate_der, target.identity.sign(signed)))
     name = handshake.receive_accept(await connection.read_frame())
     decided("let in", client=name)
-    return name
+    return Entered(name, verified)
 
 
 def decision_log(target: Target) -> Callable[..., None]:

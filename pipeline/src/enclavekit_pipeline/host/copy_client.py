@@ -7,29 +7,26 @@ import asyncio
 import os
 import stat
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_pipeline.channel.mux import Stream
 from enclavekit_pipeline.channel.tree_directories import copy_error
 from enclavekit_pipeline.channel.tree_sink import TreeSink, WriteOptions
 from enclavekit_pipeline.channel.tree_source import ReadOptions, TreeSource
 from enclavekit_pipeline.channel.tree_transfer import InThread, receive_tree, send_tree
-from enclavekit_pipeline.host.client import receive
+from enclavekit_pipeline.host.client import Target, receive
 from enclavekit_pipeline.host.copy_progress import Display
 from enclavekit_pipeline.host.copy_streams import StdinSource, StdoutSink, in_daemon_thread
+from enclavekit_pipeline.host.session import Session, open_request
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest, Done, encode_name
 from enclavekit_pipeline.wire.frames import Kind
-from enclavekit_pipeline.wire.messages import Message, Opened, decode_payload
+from enclavekit_pipeline.wire.messages import Opened, decode_payload
 from enclavekit_pipeline.wire.tree_filter import Selection
 
 STANDARD_STREAM = "-"
 KEPT_MODE = 0o777  # no set-id bits from an enclave: its files are data here
-Opener = Callable[[Message], AbstractAsyncContextManager[Stream]]
-"""Opens a request: `Session.open`, or a connection of its own."""
 Result = TypeVar("Result")
 
 
@@ -57,11 +54,14 @@ class CopyOptions:
         return WriteOptions(KEPT_MODE, self.archive, self.delta, self.resume, self.unsafe_links)
 
 
+KEEP_ALL_BUT_OWNERS = CopyOptions()
+
+
 async def copy_in(
-    open_request: Opener,
+    target: Target | Session,
     local: str,
     remote: str,
-    options: CopyOptions = CopyOptions(),
+    options: CopyOptions = KEEP_ALL_BUT_OWNERS,
     display: Display | None = None,
 ) -> Done:
     """Copy a file or a tree of ours into the enclave. Raises InputError and what `open_request` raises."""
@@ -81,7 +81,7 @@ async def copy_in(
             unsafe_links=options.unsafe_links,
             system=options.system,
         )
-        async with open_request(request) as stream:
+        async with open_request(target, request) as stream:
             await receive(stream, Kind.OPENED)
             shows.start(await in_thread(source.measure) if shows.wants_total else None)
             thread: InThread = in_daemon_thread if is_stdin else in_thread
@@ -99,10 +99,10 @@ async def copy_in(
 
 
 async def copy_out(
-    open_request: Opener,
+    target: Target | Session,
     remote: str,
     local: str,
-    options: CopyOptions = CopyOptions(),
+    options: CopyOptions = KEEP_ALL_BUT_OWNERS,
     display: Display | None = None,
 ) -> Done:
     """Copy a file or a tree out of the enclave. Raises InputError and what `open_request` raises."""
@@ -123,7 +123,7 @@ async def copy_out(
     )
     opened: list[TreeSink | StdoutSink] = []
     try:
-        async with open_request(request) as stream:
+        async with open_request(target, request) as stream:
             answer = decode_payload(Opened, (await receive(stream, Kind.OPENED)).payload)
             shows.start(answer.size or None)
             if is_stdout:

@@ -97,7 +97,7 @@ class StdoutSink:
         """Nothing is kept open."""
 
 
-def write_all(data: bytes) -> None:
+def write_all(data: bytes | memoryview) -> None:
     view = memoryview(data)
     try:
         while view:

@@ -18,7 +18,15 @@ from typing import TypeVar
 from enclavekit_core.errors import EnclavekitError, TransportError
 
 from enclavekit_pipeline.channel.mux import Connection, Stream
-from enclavekit_pipeline.host.client import HANDSHAKE_TIMEOUT_S, Target, connect, decision_log, receive, shake_hands
+from enclavekit_pipeline.host.client import (
+    HANDSHAKE_TIMEOUT_S,
+    Entered,
+    Target,
+    connect,
+    decision_log,
+    receive,
+    shake_hands,
+)
 from enclavekit_pipeline.wire.frames import Frame, Kind
 from enclavekit_pipeline.wire.messages import CODE_DENIED, Failure, Message, decode_payload, encode_payload
 
@@ -29,9 +37,11 @@ Answer = TypeVar("Answer")
 class Session:
     """A connection on which both sides know each other. Made by `enter`, ended by `close`."""
 
-    def __init__(self, connection: Connection, name: str, target: Target) -> None:
-        self.name = name
+    def __init__(self, connection: Connection, entered: Entered, target: Target) -> None:
+        self.name = entered.name
         """What the enclave's list calls us."""
+        self.verified = entered.verified
+        """What the enclave has proved."""
         self.target = target
         self._connection = connection
         self._accept: Acceptor | None = None
@@ -48,14 +58,14 @@ class Session:
         connection = Connection(reader, writer, target.address)
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                name = await shake_hands(connection, writer, target)
+                entered = await shake_hands(connection, writer, target)
         except TimeoutError as exc:
             await connection.close()
             raise TransportError("shake hands with", target.address, "timed out") from exc
         except BaseException:
             await connection.close()
             raise
-        return cls(connection, name, target)
+        return cls(connection, entered, target)
 
     @property
     def is_alive(self) -> bool:
@@ -136,7 +146,11 @@ async def connected(target: Target) -> AsyncIterator[Session]:
 
 
 @contextlib.asynccontextmanager
-async def open_request(target: Target, request: Message) -> AsyncIterator[Stream]:
-    """Yield the stream of `request` on a connection of its own. Raises what `connected` and `Session.open` raise."""
-    async with connected(target) as session, session.open(request) as stream:
+async def open_request(where: Target | Session, request: Message) -> AsyncIterator[Stream]:
+    """Yield the stream of `request`: on that session, or on a connection of its own.
+
+    Raises what `connected` and `Session.open` raise.
+    """
+    way = contextlib.nullcontext(where) if isinstance(where, Session) else connected(where)
+    async with way as session, session.open(request) as stream:
         yield stream

@@ -43,7 +43,7 @@ class ContentHash:
         """Whether the next byte begins a chunk."""
         return self._filled == 0
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         if self._filled + len(data) < self._chunk:  # the usual case, without another view
             self._add(data)
             return

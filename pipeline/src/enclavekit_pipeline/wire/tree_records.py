@@ -70,7 +70,7 @@ class Entry:
 class Data:
     """Content; one DATA record may arrive as several of these."""
 
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def encode_record(record: Record) -> bytes:
             )
             return _with_header(RecordKind.ENTRY, fixed + record.path + record.target)
         case Data():
-            return data_header(len(record.data)) + record.data
+            return data_header(len(record.data)) + bytes(record.data)
         case Count():
             return _with_header(record.kind, COUNT.pack(record.count))
         case End():
@@ -170,7 +170,7 @@ class RecordDecoder:
                 part = view[: self._data_left]
                 self._data_left -= len(part)
                 view = view[len(part) :]
-                records.append(Data(bytes(part)))
+                records.append(Data(part))
             else:
                 view = self._take_record(view, records)
         return records
