@@ -10,6 +10,7 @@ import pytest
 from enclavekit_core.errors import InputError, LocalProtocolError, ProtocolError, RemoteProtocolError
 from enclavekit_pipeline.channel import partial_file, tree_source
 from enclavekit_pipeline.channel.partial_file import partial_name
+from enclavekit_pipeline.channel.tree_directories import Directories
 from enclavekit_pipeline.channel.tree_sink import TreeSink, WriteOptions
 from enclavekit_pipeline.channel.tree_source import ReadOptions, TreeSource
 from enclavekit_pipeline.wire import tree_sender
@@ -460,3 +461,49 @@ def test_records_of_a_source_are_well_formed(tmp_path):
     reading.close()
     assert found[0].path == b""
     assert sum(isinstance(record, Entry) for record in found) == reading.sender.done.entries
+
+
+@pytest.mark.parametrize("records", [[Count(RecordKind.KEEP, 2)], [Data(b"x"), Count(RecordKind.KEEP, 1)]])
+def test_only_what_is_there_can_be_kept(records):
+    receiver = TreeReceiver(unsafe_links=False, may_ask=True)
+    receiver.feed(encode_record(ROOT) + encode_record(ASKED))
+    receiver.answer(receiver._asked[0].entry, 5, [bytes(32)])
+    for record in records[:-1]:
+        receiver.feed(encode_record(record))
+    with pytest.raises(RemoteProtocolError, match="keeps what is not there"):
+        receiver.feed(encode_record(records[-1]))
+
+
+def test_directories_are_reached_through_no_link(tmp_path):
+    (tmp_path / "real/inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "real/out").symlink_to("/etc")
+    directories = Directories(directory(tmp_path))
+    try:
+        assert os.listdir(directories.get(b"real")) != []
+        for path in (b"link", b"link/inner", b"real/out", b"real/inner/none"):
+            with pytest.raises(OSError):
+                directories.get(path)
+        # more than are kept open
+        for number in range(40):
+            (tmp_path / f"d{number}/e").mkdir(parents=True)
+            directories.get(b"d%d/e" % number)
+        assert os.listdir(directories.get(b"d0")) == ["e"]
+    finally:
+        directories.close()
+
+
+def test_file_that_changes_between_answer_and_copy_is_an_error(tmp_path):
+    data = secrets.token_bytes(3 * MIN_CHUNK_BYTES)
+    (tmp_path / "source").write_bytes(data[: 2 * MIN_CHUNK_BYTES] + b"x" * MIN_CHUNK_BYTES)
+    (tmp_path / "copy").write_bytes(data)
+    reading, writing = open_pair(tmp_path / "source", tmp_path, delta=True)
+    answer = writing.take([reading.next_batch([]).data])
+    (tmp_path / "copy").write_bytes(b"y" * len(data))
+    with pytest.raises(InputError, match="changed"):
+        while not (batch := reading.next_batch([answer] if answer else [])).finished:
+            answer = writing.take([batch.data])
+    reading.close()
+    writing.close()
+    assert (tmp_path / "copy").read_bytes() == b"y" * len(data)
+    assert not leftovers(tmp_path)
