@@ -34,6 +34,15 @@ PURE = [
     "pipeline/src/enclavekit_pipeline/wire/exec_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/copy_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/requests.py",
+    "pipeline/src/enclavekit_pipeline/wire/info_messages.py",
+    "pipeline/src/enclavekit_pipeline/wire/tree_content.py",
+    "pipeline/src/enclavekit_pipeline/wire/tree_filter.py",
+    "pipeline/src/enclavekit_pipeline/wire/tree_order.py",
+    "pipeline/src/enclavekit_pipeline/wire/tree_receiver.py",
+    "pipeline/src/enclavekit_pipeline/wire/tree_records.py",
+    "pipeline/src/enclavekit_pipeline/wire/tree_sender.py",
+    "pipeline/src/enclavekit_pipeline/wire/liveness.py",
+    "pipeline/src/enclavekit_pipeline/wire/numbering.py",
     "fs_monitor/src/enclavekit_fs_monitor/inotify_events.py",
     "fs_monitor/src/enclavekit_fs_monitor/file_state.py",
     "fs_monitor/src/enclavekit_fs_monitor/tracker.py",
@@ -117,6 +126,13 @@ def test_core_stands_below_all_other_libs():
 def test_pure_modules_import_nothing_of_the_world(module):
     touched = {name.partition(".")[0] for name in imports_of(ROOT / module)} & WORLD
     assert not touched, f"{module} imports {touched}"
+
+
+@pytest.mark.parametrize(("side", "other"), [("host", "enclave"), ("enclave", "host")])
+def test_sides_of_the_pipeline_do_not_know_each_other(side, other):
+    package = ROOT / "pipeline/src/enclavekit_pipeline"
+    for path in [*(package / side).rglob("*.py"), *(package / "channel").rglob("*.py")]:
+        assert not any(name.startswith(f"enclavekit_pipeline.{other}") for name in imports_of(path)), path
 
 
 def test_production_code_cannot_import_fakes_or_tests():

@@ -15,12 +15,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from enclavekit_attestation.policy import Policy
+from enclavekit_attestation.roots import read_insecure_dev_root
 from enclavekit_core import fabric
+from enclavekit_core.address import VsockAddress
 from enclavekit_emulator.nsm_authority import dev_root_path
 from enclavekit_emulator.nsm_server import serve_nsm
 from enclavekit_emulator.nsm_service import NsmService
 from enclavekit_pipeline.cli import main
-from enclavekit_pipeline.host.identity import generate
+from enclavekit_pipeline.host.client import Target
+from enclavekit_pipeline.host.identity import Identity, generate
+from enclavekit_pipeline.host.trust import Trust
 
 CID = 20
 MODULE = "i-0123456789abcdef-enc0123456789abcdef"
@@ -63,7 +68,7 @@ def emulated_nsm(path, state, pcrs=PCRS, faults=()):
 
 
 @contextlib.contextmanager
-def listening(inside, clients, cid=CID):
+def listening(inside, clients, cid=CID, flags=()):
     """Run `pipeline listen` as that CID; what it does is seen by a caller only."""
     path = inside.directory / "clients.yaml"
     path.write_text(yaml.safe_dump({"clients": clients}))
@@ -76,7 +81,7 @@ def listening(inside, clients, cid=CID):
         os.symlink(f"{host}/fabric", view / "fabric")
         fabric.write_record(str(view / "registry/self.json"), {"cid": cid})
         fabric.write_record(f"{host}/registry/{cid}.json", {"cid": cid, "transport": "fabric"})
-    argv = [BIN / "pipeline", "listen", "--clients", path, "--root", inside.app, "--nsm", inside.nsm_path]
+    argv = [BIN / "pipeline", "listen", "--clients", path, "--root", inside.app, "--nsm", inside.nsm_path, *flags]
     environment = {**inside.environment, fabric.RUNTIME_DIR_VARIABLE: str(view)}
     with (
         open(inside.directory / "listen.log", "ab") as log,
@@ -132,6 +137,18 @@ def enclave(inside):
     ]
     with listening(inside, clients):
         yield inside
+
+
+@pytest.fixture
+def target_for(inside, monkeypatch):
+    """What `Session.enter` takes, for an identity and a CID."""
+    monkeypatch.setenv(fabric.RUNTIME_DIR_VARIABLE, inside.environment[fabric.RUNTIME_DIR_VARIABLE])
+
+    def target_for(identity, cid):
+        trust = Trust(Policy({0: PCRS[0]}), read_insecure_dev_root(inside.dev_root))
+        return Target(VsockAddress(cid, 53000), trust, Identity.load(str(inside.directory / identity)), 20)
+
+    return target_for
 
 
 @pytest.fixture

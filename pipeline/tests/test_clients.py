@@ -120,7 +120,7 @@ def test_commands(patterns, argv, allowed):
     ("allow", "request_"),
     [
         (["cp-in", "cp-out"], ExecRequest(argv=["ls"])),
-        (["exec", "cp-out"], CopyInRequest(path="/x", name="x", mode=0, mtime_ns=0)),
+        (["exec", "cp-out"], CopyInRequest(path="/x", name="x")),
         (["exec", "cp-in"], CopyOutRequest(path="/x")),
         (["exec", "cp-in", "cp-out"], CopyOutRequest(path="/x", system=True)),
     ],

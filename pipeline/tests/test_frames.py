@@ -162,9 +162,9 @@ def test_requests_round_trip():
         b'{"verb":"exec","argv":["a"],"environment":{"A=B":"c"}}',
         b'{"verb":"exec","argv":["a"],"timeout_s":-1}',
         b'{"verb":"exec","argv":["a"],"shell":true}',
-        b'{"verb":"cp-in","path":"/x","name":"../y","mode":420,"mtime_ns":0}',
-        b'{"verb":"cp-in","path":"/x","name":"y","mode":65536,"mtime_ns":0}',
-        b'{"verb":"cp-in","path":"","name":"y","mode":420,"mtime_ns":0}',
+        b'{"verb":"cp-in","path":"/x","name":"../y","resume":true}',
+        b'{"verb":"cp-in","path":"/x","name":"y","encoding":"hex"}',
+        b'{"verb":"cp-in","path":"","name":"y","resume":true}',
         b'{"verb":"cp-out","path":"' + b"x" * 5000 + b'"}',
     ],
 )

@@ -16,7 +16,7 @@ from enclavekit_core.errors import VerificationError
 from enclavekit_core.streams import Listener, connect
 from enclavekit_nsm.client import NsmClient
 from enclavekit_pipeline.enclave.reception import MAX_STRANGERS
-from enclavekit_pipeline.host import client
+from enclavekit_pipeline.host import client, session
 from enclavekit_pipeline.host.identity import Identity
 from enclavekit_pipeline.host.trust import build_trust
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
@@ -117,7 +117,7 @@ class Impostor:
             target = client.Target(self.address, trust, Identity.load(str(inside.directory / "alice")), 5)
             try:
                 with pytest.raises(VerificationError) as caught:
-                    async with client.open_request(target, ExecRequest(argv=["true"])):
+                    async with session.open_request(target, ExecRequest(argv=["true"])):
                         pass
             finally:
                 server.close()
@@ -190,7 +190,7 @@ def test_crowd_at_the_door_is_cut_off_and_keeps_nobody_out(enclave):
         [Frame(Kind.AUTH, b"{}")],
         [Frame(Kind.HELLO, b'{"version":99,"nonce":"' + b"00" * 32 + b'"}')],
         [
-            Frame(Kind.HELLO, b'{"version":1,"nonce":"' + b"00" * 32 + b'"}'),
+            Frame(Kind.HELLO, b'{"version":2,"nonce":"' + b"00" * 32 + b'"}'),
             Frame(Kind.OPEN, b'{"verb":"exec","argv":["true"]}', 1),
         ],
     ],

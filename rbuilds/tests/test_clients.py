@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from enclavekit_core.errors import InputError
-from enclavekit_rbuilds.manifest.clients import parse_authorization, render_clients
+from enclavekit_rbuilds.manifest.clients import Client, parse_authorization, render_clients
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ def test_the_pipeline_accepts_the_file(certificate, tmp_path: Path) -> None:
     path = tmp_path / "clients.yaml"
     path.write_bytes(render_clients([parse_authorization(f"{certificate('alice')}:all")]))
     assert module.Clients.load(str(path))
+
+
+def test_fields_of_an_entry_are_those_that_the_pipeline_knows() -> None:
+    module = pytest.importorskip("enclavekit_pipeline.enclave.clients", reason="pipeline is not installed")
+    assert set(Client.__struct_fields__) <= set(module.Grant.__struct_fields__)
 
 
 @pytest.mark.parametrize("suffix", [":", ":root", ":exec,rm"])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams over one connection: reads frames, hands them out, keeps the credit of both directions. The asyncio shell of
-`frames` and `flow`, the same on both ends.
+"""Streams over one connection: reads frames, hands them out, numbers streams, watches that the peer answers. The
+asyncio shell of the modules in `wire`, the same on both ends.
 """
 
 from __future__ import annotations
@@ -8,111 +8,62 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from enclavekit_core.errors import RemoteProtocolError, TransportError
+from enclavekit_core.errors import EnclavekitError, RemoteProtocolError, TransportError
 
-from enclavekit_pipeline.wire.flow import ReceiveCredit, SendCredit
+from enclavekit_pipeline.channel.stream import RequestRefused, Stream, StreamClosed
 from enclavekit_pipeline.wire.frames import (
     CONTROL_STREAM,
-    DATA_KINDS,
-    MAX_PAYLOAD_BYTES,
+    ENCLAVE_STREAMS,
+    HOST_STREAMS,
     Frame,
     FrameDecoder,
     Kind,
-    decode_credit,
     encode,
-    encode_credit,
 )
+from enclavekit_pipeline.wire.liveness import MAX_PING_BYTES, Liveness, Verdict
+from enclavekit_pipeline.wire.messages import Failure, decode_payload
+from enclavekit_pipeline.wire.numbering import MAX_STREAMS, StreamNumbers
+
+__all__ = ["Connection", "RequestRefused", "Stream", "StreamClosed"]
 
 READ_BYTES = 256 * 1024
-MAX_STREAMS = 64  # open at once on one connection; more is an attack or a bug
-MAX_OTHER_FRAMES = 64  # queued at once on a stream; data is bounded by credit, this bounds what has none
+MAX_PINGS = 8  # of the peer in one read
+MAX_UNSENT_BYTES = 1024 * 1024  # of a peer that does not read: no PONG is added to it
 CLOSE_TIMEOUT_S = 2.0  # for the peer's part in ending TLS, which it may never do
-
-
-class Stream:
-    """One request's frames in both directions."""
-
-    def __init__(self, connection: Connection, number: int) -> None:
-        self.number = number
-        self._connection = connection
-        self._incoming: asyncio.Queue[Frame | None] = asyncio.Queue()
-        self._send = {kind: SendCredit() for kind in DATA_KINDS}
-        self._receive = {kind: ReceiveCredit() for kind in DATA_KINDS}
-        self._granted = asyncio.Event()
-        self._ended: set[Kind] = set()
-        self._others = 0
-
-    async def send(self, kind: Kind, payload: bytes = b"") -> None:
-        await self._connection.send(Frame(kind, payload, self.number))
-
-    async def send_data(self, kind: Kind, data: bytes) -> None:
-        """Send data as fast as the peer takes it."""
-        credit, view = self._send[kind], memoryview(data)
-        while view:
-            while not (room := credit.room(min(len(view), MAX_PAYLOAD_BYTES))):
-                self._granted.clear()
-                self._connection.check_open()
-                await self._granted.wait()
-                self._connection.check_open()
-            part, view = bytes(view[:room]), view[room:]
-            credit.spend(room)
-            await self._connection.send(Frame(kind, part, self.number))
-
-    async def send_end(self, kind: Kind) -> None:
-        await self._connection.send(Frame(kind, b"", self.number, end=True))
-
-    async def receive(self) -> Frame:
-        """Return the next frame. Raises TransportError once the connection has ended."""
-        frame = await self._incoming.get()
-        if frame is None:
-            self._incoming.put_nowait(None)
-            raise self._connection.failure()
-        self._others -= frame.kind not in DATA_KINDS
-        return frame
-
-    async def consumed(self, frame: Frame) -> None:
-        """Say that the data of `frame` has been passed on, so that the peer may send more."""
-        if frame.end:
-            return  # the end is free, and nothing follows it
-        if grant := self._receive[frame.kind].consume(len(frame.payload)):
-            await self._connection.send_raw(encode_credit(self.number, frame.kind, grant))
-
-    def deliver(self, frame: Frame) -> None:
-        """Take a frame from the connection. Raises RemoteProtocolError if it breaks a limit."""
-        if frame.kind is Kind.CREDIT:
-            kind, count = decode_credit(frame.payload)
-            self._send[kind].grant(count)
-            self._granted.set()
-            return
-        if frame.kind in DATA_KINDS:
-            if frame.kind in self._ended or (frame.end and frame.payload):
-                raise RemoteProtocolError(f"cannot read frame: {frame.kind.name} after or with its end")
-            if frame.end:
-                self._ended.add(frame.kind)
-            else:
-                self._receive[frame.kind].receive(len(frame.payload))
-        else:
-            self._others += 1
-            if self._others > MAX_OTHER_FRAMES:
-                raise RemoteProtocolError("cannot read frame: too many at once")
-        self._incoming.put_nowait(frame)
-
-    def end(self) -> None:
-        """Wake up whoever waits: the connection is over."""
-        self._incoming.put_nowait(None)
-        self._granted.set()
+PROBE = b"probe"  # payload of the PING of `ping`; Liveness uses numbers
 
 
 class Connection:
     """A connected pair of asyncio streams. One task runs `run`; any number send."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: object) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        peer: object,
+        *,
+        opens: range = HOST_STREAMS,
+    ) -> None:
+        """`opens` are the numbers of the streams that this side opens; the peer opens the others."""
         self._reader, self._writer, self._peer = reader, writer, peer
         self._decoder = FrameDecoder()
         self._pending: list[Frame] = []
         self._streams: dict[int, Stream] = {}
+        self._closing: set[int] = set()  # closed here, not yet by the peer: what comes for them is dropped
+        self._numbers = StreamNumbers(opens)
+        self._peer_numbers = ENCLAVE_STREAMS if opens is HOST_STREAMS else HOST_STREAMS
+        self._peer_streams = 0
+        self._freed = asyncio.Event()
+        self._pings = 0
+        self._probe: asyncio.Future[None] | None = None
+        self._probing = asyncio.Lock()
+        self._liveness: Liveness | None = None
         self._error: Exception | None = None
-        self._ended = False
+        self.has_ended = False
+        self.peer_finished = False
+        """The peer opens no more streams."""
+        self.accepting = opens is ENCLAVE_STREAMS
+        """Whether the peer may open streams; they arrive in `opened`, None is the last."""
         self.opened: asyncio.Queue[tuple[Stream, Frame] | None] = asyncio.Queue()
 
     async def send(self, frame: Frame) -> None:
@@ -127,6 +78,11 @@ class Connection:
             self._error = self._error or exc
             raise self.failure() from exc
 
+    def post(self, frame: Frame) -> None:
+        """Send a small frame without waiting, or not at all if the connection has ended."""
+        if not self.has_ended and not self._writer.is_closing():
+            self._writer.write(encode(frame))
+
     async def read_frame(self) -> Frame:
         """Return the next frame of the handshake. Raises TransportError or RemoteProtocolError."""
         while not self._pending:
@@ -138,61 +94,156 @@ class Connection:
         try:
             data = await self._reader.read(READ_BYTES)
         except OSError as exc:
-            self._error = exc
+            self._error = self._error or exc
             return False
         if not data:
-            self._decoder.feed_eof()
+            if self._error is None:
+                self._decoder.feed_eof()
             return False
         self._pending += self._decoder.feed(data)
         return True
 
-    def open_stream(self, number: int) -> Stream:
+    async def open_stream(self) -> Stream:
+        """Return a new stream of ours, once there is room for one. Raises what `failure` returns."""
+        while self._numbers.is_full:
+            self._freed.clear()
+            self.check_open()
+            await self._freed.wait()
+        self.check_open()
+        return self._add_stream(self._numbers.take())
+
+    def _add_stream(self, number: int) -> Stream:
         stream = self._streams[number] = Stream(self, number)
         return stream
 
-    def forget(self, stream: Stream) -> None:
-        self._streams.pop(stream.number, None)
+    def release(self, stream: Stream) -> None:
+        """Take note that `stream` is closed on our side."""
+        del self._streams[stream.number]
+        if stream.closed_by_peer.is_set():
+            self._free(stream.number)
+        else:
+            self._closing.add(stream.number)
 
-    async def run(self, *, accept_streams: bool) -> None:
-        """Deliver frames until the connection ends; its reason is then in `failure()`.
+    def _free(self, number: int) -> None:
+        if number in self._peer_numbers:
+            self._peer_streams -= 1
+        else:
+            self._numbers.release(number)
+            self._freed.set()
 
-        Args:
-            accept_streams: whether the peer may open streams; they arrive in `opened`.
-        """
+    async def run(self) -> None:
+        """Deliver frames until the connection ends; its reason is then in `failure()`."""
+        self._liveness = Liveness(asyncio.get_running_loop().time())
+        watching = asyncio.create_task(self._watch(self._liveness))
         try:
             while True:
+                self._pings = 0
                 for frame in self._pending:
-                    self._deliver(frame, accept_streams)
+                    self._deliver(frame)
                 self._pending.clear()
                 if not await self._read_more():
                     return
-        except RemoteProtocolError as exc:
+        except EnclavekitError as exc:
             self._error = exc
         finally:
-            self._ended = True
+            watching.cancel()
+            self._end()
+
+    def _end(self) -> None:
+        """Wake up all who wait: nothing more comes."""
+        if not self.has_ended:
+            self.has_ended = True
             for stream in self._streams.values():
                 stream.end()
+            self._freed.set()
+            if self._probe is not None and not self._probe.done():
+                self._probe.set_result(None)
             self.opened.put_nowait(None)
 
-    def _deliver(self, frame: Frame, accept_streams: bool) -> None:
-        stream = self._streams.get(frame.stream)
-        if stream is not None:
-            if frame.kind is Kind.OPEN:
-                raise RemoteProtocolError(f"cannot read frame: stream {frame.stream} is open already")
+    async def _watch(self, liveness: Liveness) -> None:
+        """Ask the peer for signs of life, and end the connection if none come."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(max(liveness.next_check - loop.time(), 0))
+            match liveness.check(loop.time()):
+                case Verdict.SEND_PING:
+                    self.post(Frame(Kind.PING, liveness.token))
+                case Verdict.DEAD:
+                    self._error = TransportError("keep the connection to", self._peer, "it does not answer any more")
+                    self.abort()
+                    return
+
+    async def ping(self) -> float:
+        """Return the seconds that an answer takes; `run` must be running. Raises what `failure` returns."""
+        loop = asyncio.get_running_loop()
+        async with self._probing:
+            self.check_open()
+            self._probe = loop.create_future()
+            begun = loop.time()
+            self.post(Frame(Kind.PING, PROBE))
+            await self._probe
+            self.check_open()
+            return loop.time() - begun
+
+    def _deliver(self, frame: Frame) -> None:
+        number, kind = frame.stream, frame.kind
+        if (stream := self._streams.get(number)) is not None:
+            if kind is Kind.OPEN:
+                raise RemoteProtocolError(f"cannot read frame: stream {number} is open already")
             stream.deliver(frame)
-        elif frame.kind is Kind.OPEN and accept_streams and frame.stream != CONTROL_STREAM:
-            if len(self._streams) >= MAX_STREAMS:
-                raise RemoteProtocolError(f"cannot read frame: more than {MAX_STREAMS} streams at once")
-            self.opened.put_nowait((self.open_stream(frame.stream), frame))
-        # else: for a stream that has just ended; the sender could not know yet
+        elif number == CONTROL_STREAM:
+            self._take_control(frame)
+        elif number in self._closing:
+            if kind is Kind.CLOSE:
+                self._closing.discard(number)
+                self._free(number)
+        elif kind is not Kind.OPEN:
+            raise RemoteProtocolError(f"cannot read frame: {kind.name} for a stream that is not open")
+        else:
+            self._take_open(frame)
+
+    def _take_open(self, frame: Frame) -> None:
+        if frame.stream not in self._peer_numbers:
+            raise RemoteProtocolError(f"cannot read frame: {frame.stream} is no number for a stream of its sender")
+        if not self.accepting or self.peer_finished:
+            raise RemoteProtocolError("cannot read frame: OPEN that nobody waits for")
+        if self._peer_streams >= MAX_STREAMS:
+            raise RemoteProtocolError(f"cannot read frame: more than {MAX_STREAMS} streams at once")
+        self._peer_streams += 1
+        self.opened.put_nowait((self._add_stream(frame.stream), frame))
+
+    def _take_control(self, frame: Frame) -> None:
+        match frame.kind:
+            case Kind.PING:
+                self._pings += 1
+                if self._pings > MAX_PINGS or len(frame.payload) > MAX_PING_BYTES:
+                    raise RemoteProtocolError("cannot read frame: too many or too large PINGs")
+                if self._writer.transport.get_write_buffer_size() <= MAX_UNSENT_BYTES:
+                    self.post(Frame(Kind.PONG, frame.payload))
+            case Kind.PONG:
+                if frame.payload == PROBE and self._probe is not None and not self._probe.done():
+                    self._probe.set_result(None)
+                elif self._liveness is not None:
+                    self._liveness.pong(frame.payload, asyncio.get_running_loop().time())
+            case Kind.CLOSE:
+                self.peer_finished = True
+                self.opened.put_nowait(None)
+            case Kind.ERROR:
+                raise RequestRefused(decode_payload(Failure, frame.payload))
+            case _:
+                raise RemoteProtocolError(f"cannot read frame: {frame.kind.name} without a stream")
+
+    def finish(self) -> None:
+        """Say that we open no more streams; those that are open go on."""
+        self.post(Frame(Kind.CLOSE))
 
     def check_open(self) -> None:
-        if self._ended:
+        if self.has_ended:
             raise self.failure()
 
     def failure(self) -> Exception:
         """Return why nothing more comes."""
-        if isinstance(self._error, RemoteProtocolError):
+        if isinstance(self._error, EnclavekitError):
             return self._error
         return TransportError("keep the connection to", self._peer, self._error or "it was closed")
 
@@ -206,6 +257,7 @@ class Connection:
 
     def abort(self) -> None:
         """End the connection at once."""
+        self._end()
         # Python 3.11.2, Debian's, fails here with it once a TLS connection has ended by itself; later ones do nothing
         with contextlib.suppress(AttributeError):
             self._writer.transport.abort()

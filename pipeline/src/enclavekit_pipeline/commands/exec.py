@@ -11,7 +11,7 @@ from enclavekit_core.errors import ConfigError
 from enclavekit_pipeline.commands.target import add_target_flags, make_target, seconds
 
 HELP = "run a command in an enclave"
-USAGE = "pipeline exec [flags] CID [flags] -- COMMAND [ARG ...]"
+USAGE = "pipeline exec [flags] ENCLAVE [flags] -- COMMAND [ARG ...]"
 EPILOG = """\
 Everything after -- is the command, word by word; no shell is involved unless you name one.
 exit codes: the command's own; 128+n if signal n ended it; 255 if it could not be run at all.
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-w", "--workdir", metavar="DIR", help="working directory (default: /)")
     parser.add_argument("-u", "--user", metavar="USER", help="name or uid, with :group if wanted (default: root)")
     parser.add_argument("--timeout", type=seconds, metavar="S", help="end the command after S seconds")
-    parser.add_argument("cid", metavar="CID", help="of the enclave")
+    parser.add_argument("cid", metavar="ENCLAVE", help="CID, name or id")
 
 
 def run(args: argparse.Namespace) -> int:

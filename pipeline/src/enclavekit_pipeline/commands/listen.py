@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 
+from enclavekit_core import runtime_config as rules
+
 from enclavekit_pipeline.commands.target import DEFAULT_PORT, port_number
 
 HELP = "serve callers (in the enclave)"
@@ -22,9 +24,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the app's root; / where it does not exist (default: %(default)s)",
     )
     parser.add_argument("--nsm", metavar="PATH", help="default: $ENCLAVEKIT_NSM, else /dev/nsm")
+    parser.add_argument(
+        "--runtime-schema",
+        default=rules.SCHEMA_PATH,
+        metavar="FILE",
+        help="if it has PIPELINE_REVOKED, nobody enters without that list (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--runtime-values", default=rules.VALUES_PATH, metavar="FILE", help="where it is (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    from enclavekit_pipeline.enclave.revocation import Revocations
     from enclavekit_pipeline.enclave.server import listen
 
-    return listen(port=args.port, clients_path=args.clients, root=args.root, nsm_path=args.nsm)
+    return listen(
+        port=args.port,
+        clients_path=args.clients,
+        root=args.root,
+        nsm_path=args.nsm,
+        revocations=Revocations(args.runtime_schema, args.runtime_values),
+    )

@@ -7,13 +7,13 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from enclavekit_core.address import MAX_U32, MIN_ENCLAVE_CID, VsockAddress, parse_cid
-from enclavekit_core.errors import ConfigError, TransportError
+from enclavekit_core.address import MAX_U32, VsockAddress
+from enclavekit_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from enclavekit_pipeline.host.client import Target
 
-DEFAULT_PORT = 53000
+DEFAULT_PORT = 53000  # as in host.client, which the help does not load
 DEFAULT_CONNECT_TIMEOUT_S = 10.0
 MAX_TIMEOUT_S = 10**9
 
@@ -62,11 +62,35 @@ def seconds(text: str) -> float:
     return value
 
 
-def make_target(args: argparse.Namespace, cid_text: str) -> Target:
-    """Return whom to enter and on what conditions. Raises EnclavekitError before anything is sent."""
-    cid = parse_cid(cid_text)
-    if cid < MIN_ENCLAVE_CID:
-        raise TransportError("enter", f"CID {cid_text}", "it is not an enclave's")
+def count(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 < int(text) <= MAX_U32:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+
+
+def split_place(text: str) -> tuple[str, str] | None:
+    """Return (enclave, path) for ENCLAVE:/path; None for a path of ours, which `./` in front makes of anything.
+
+    Raises: ConfigError for a path in an enclave that is not absolute.
+    """
+    enclave, colon, path = text.partition(":")
+    if not colon or not enclave or "/" in enclave or enclave == ".":
+        return None
+    if path.startswith("/"):
+        return enclave, path
+    if enclave.isascii() and enclave.isdigit():
+        raise ConfigError(text, "", "the path in an enclave must be absolute")
+    return None  # a file of ours whose name has a colon
+
+
+def make_target(args: argparse.Namespace, enclave: str) -> Target:
+    """Return whom to enter and on what conditions. Raises EnclavekitError before anything is sent.
+
+    Args: enclave: a CID, name or id.
+    """
+    from enclavekit_pipeline.host.addressing import find_cid
+
+    cid = find_cid(enclave)
     from enclavekit_pipeline.host.client import Target
     from enclavekit_pipeline.host.identity import Identity
     from enclavekit_pipeline.host.trust import VARIABLES, build_trust

@@ -12,6 +12,7 @@ reading the file.
         read: [/data]                           # absent: any path
         write: [/data/in]                       # absent: any path
         system: false                           # may act on the framework's root as well
+        sessions: 4                             # connections at once; absent: as many as there is room for
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError, VerificationError
 
+from enclavekit_pipeline.wire.copy_messages import CopyInRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
 from enclavekit_pipeline.wire.requests import Request, verb_of
 
 VERBS = ("exec", "cp-in", "cp-out")
+FREE_VERBS = ("info",)  # for whoever is let in: what it tells is the caller's own
 ANY_MORE = "..."
 
 
@@ -49,6 +52,8 @@ class Grant(StrictConfig, frozen=True):
     read: list[str] | None = None
     write: list[str] | None = None
     system: bool = False
+    sessions: int | None = None
+    """Connections at once; None: as many as the listener takes."""
 
 
 class ClientList(StrictConfig, frozen=True):
@@ -74,6 +79,8 @@ class Clients:
             for prefix in (*(grant.read or ()), *(grant.write or ())):
                 if not prefix.startswith("/") or posixpath.normpath(prefix) != (prefix.rstrip("/") or "/"):
                     raise ConfigError(source, grant.name, f"path {prefix!r} is not absolute and plain")
+            if grant.sessions is not None and grant.sessions < 1:
+                raise ConfigError(source, grant.name, "sessions: nobody enters with fewer than one")
             key = _key_of(grant, source)
             if key in self._by_key:
                 raise ConfigError(source, grant.name, f"it has the key of {self._by_key[key].name}")
@@ -83,6 +90,10 @@ class Clients:
     def load(cls, path: str) -> Clients:
         """Raises ConfigError: no list, no listener."""
         return cls(load_config(ClientList, path), path)
+
+    def key_of(self, grant: Grant) -> bytes:
+        """Return the SHA-256 of the client's SPKI."""
+        return next(key for key, known in self._by_key.items() if known is grant)
 
     def authenticate(self, certificate_der: bytes, signature: bytes, signed: bytes) -> Grant:
         """Return the grant of whoever made `signature` over `signed`.
@@ -114,7 +125,7 @@ class Clients:
 def check_request(grant: Grant, request: Request) -> None:
     """Raises Refused if the grant does not cover the request; paths of copies are checked again once resolved."""
     verb = verb_of(request)
-    if verb not in grant.allow:
+    if verb not in grant.allow and verb not in FREE_VERBS:
         raise Refused(f"{grant.name} may not {verb}")
     if request.system and not grant.system:
         raise Refused(f"{grant.name} may not act on the system")
@@ -124,6 +135,9 @@ def check_request(grant: Grant, request: Request) -> None:
         if request.environment or request.user or request.directory:
             # each of them can turn an allowed command into another one
             raise Refused(f"{grant.name} may run its commands only as they are, without -e, -u or -w")
+    if isinstance(request, CopyInRequest) and request.unsafe_links and grant.write is not None:
+        # whoever follows such a link later may be allowed more than this client
+        raise Refused(f"{grant.name} may not make links that lead out of what it copies")
 
 
 def check_path(grant: Grant, verb: str, path: str) -> None:

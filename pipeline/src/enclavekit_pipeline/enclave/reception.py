@@ -18,6 +18,7 @@ from enclavekit_core.peers import Peer, identify_peer
 from enclavekit_core.streams import Listener
 
 from enclavekit_pipeline.channel.mux import Connection
+from enclavekit_pipeline.wire.frames import ENCLAVE_STREAMS
 
 MAX_STRANGERS = 32  # connections without a proven caller; each holds a TLS state and up to 320 KiB of buffers
 HANDSHAKE_TIMEOUT_S = 20.0  # TLS and ours together; a busy NSM may take seconds
@@ -76,7 +77,8 @@ class Reception:
         except (OSError, TimeoutError):
             sock.close()  # no TLS, or gone again: nobody to tell
             return
-        connection = Connection(reader, asyncio.StreamWriter(transport, protocol, reader, loop), peer.text)
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        connection = Connection(reader, writer, peer.text, opens=ENCLAVE_STREAMS)
         in_time = asyncio.timeout_at(deadline)
 
         def let_in() -> None:

@@ -1,112 +1,163 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies in the enclave, one file each: where a path leads, whether the caller may go there, and the bytes."""
+"""Copies in the enclave, files and trees: where a path leads, whether the caller may go there, and the records."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import errno
 import os
 import stat
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-from enclavekit_core.errors import InputError, RemoteProtocolError, describe_cause
+from enclavekit_core.errors import RemoteProtocolError
 
 from enclavekit_pipeline.channel.mux import Stream
-from enclavekit_pipeline.channel.partial_file import PartialFile
+from enclavekit_pipeline.channel.tree_directories import OPEN_DIRECTORY, copy_error
+from enclavekit_pipeline.channel.tree_sink import TreeSink, WriteOptions
+from enclavekit_pipeline.channel.tree_source import ReadOptions, TreeSource
+from enclavekit_pipeline.channel.tree_transfer import receive_tree, send_tree
 from enclavekit_pipeline.enclave.clients import Grant, check_path
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.workplace import Workplace
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest, Done
-from enclavekit_pipeline.wire.frames import MAX_PAYLOAD_BYTES, Kind
-from enclavekit_pipeline.wire.messages import Opened, decode_payload, encode_payload
+from enclavekit_pipeline.wire.frames import Frame, Kind
+from enclavekit_pipeline.wire.messages import Opened, encode_payload
+from enclavekit_pipeline.wire.tree_filter import Selection
+from enclavekit_pipeline.wire.tree_order import shown
 
-READ_BYTES = 4 * MAX_PAYLOAD_BYTES
 KEPT_MODE = 0o1777  # no set-id bits: whoever may write a file may not thereby become somebody else
-Result = TypeVar("Result")
+MAX_MADE_PARENTS = 256
+Tree = TypeVar("Tree", TreeSink, TreeSource)
 
 
 async def serve_copy_in(request: CopyInRequest, grant: Grant, stream: Stream, place: Workplace) -> str:
-    root = place.root_of(request)
-    file = await at_path(request.path, lambda: place.in_thread(open_target, root, request, grant))
-    try:
-        await stream.send(Kind.OPENED, encode_payload(Opened()))
-        while True:
-            frame = await stream.receive()
-            if frame.kind is not Kind.STDIN:
-                break
-            if not frame.end:
-                await at_path(request.path, partial(place.in_thread, file.write, frame.payload))
-            await stream.consumed(frame)
-        if frame.kind is not Kind.DONE:
-            raise RemoteProtocolError(f"cannot read frame: {frame.kind.name} does not belong to cp")
-        expected = decode_payload(Done, frame.payload)
-        await at_path(
-            request.path, lambda: place.in_thread(file.finish, expected, request.mode & KEPT_MODE, request.mtime_ns)
+    label = shown(request.target)
+
+    def open_sink() -> TreeSink:
+        try:
+            directory, name = open_target(place.root_of(request), request, grant)
+        except OSError as exc:
+            raise copy_error(label, b"", exc) from exc
+        options = WriteOptions(
+            kept_mode=KEPT_MODE,
+            archive=request.archive,
+            delta=request.delta,
+            resume=request.resume,
+            unsafe_links=request.unsafe_links,
         )
-        await stream.send(Kind.DONE, encode_payload(file.done))
-        return f"{file.size} bytes"
+        return TreeSink(directory, os.fsencode(name), label, options)
+
+    async with opened_in_thread(open_sink, place) as sink:
+        await stream.send(Kind.OPENED, encode_payload(Opened()))
+        return outcome(await receive_tree(stream, sink, place.in_thread, receive))
+
+
+async def serve_copy_out(request: CopyOutRequest, grant: Grant, stream: Stream, place: Workplace) -> str:
+    label = shown(request.source)
+
+    def open_tree() -> TreeSource:
+        try:
+            descriptor = open_source(place.root_of(request), os.fsdecode(request.source), grant)
+        except OSError as exc:
+            raise copy_error(label, b"", exc) from exc
+        options = ReadOptions(
+            archive=request.archive,
+            unsafe_links=request.unsafe_links,
+            delta=request.delta,
+            resume=request.resume,
+            selection=Selection(request.include, request.exclude),
+        )
+        return TreeSource(descriptor, label, options)
+
+    async with opened_in_thread(open_tree, place) as source:
+        size = await place.in_thread(source.measure) if request.measure else 0
+        await stream.send(Kind.OPENED, encode_payload(Opened(size=size)))
+        return outcome(await send_tree(stream, source, place.in_thread, receive))
+
+
+@contextlib.asynccontextmanager
+async def opened_in_thread(opener: Callable[[], Tree], place: Workplace) -> AsyncIterator[Tree]:
+    """Yield what `opener` returns, and close it; also if we are cancelled while it is opened."""
+    opened: list[Tree] = []
+    try:
+        await place.in_thread(lambda: opened.append(opener()))
+        yield opened[0]
     finally:
-        await place.in_thread(file.close)
+        for tree in opened:
+            await place.in_thread(tree.close)
 
 
-def open_target(root: Root, request: CopyInRequest, grant: Grant) -> PartialFile:
-    """Return the file to fill. Raises OSError, or Refused once it is known where the path leads."""
+def outcome(done: Done) -> str:
+    return f"{done.size} bytes, {done.entries} entries"
+
+
+async def receive(stream: Stream, *wanted: Kind) -> Frame:
+    frame = await stream.receive()
+    if frame.kind not in wanted:
+        raise RemoteProtocolError(f"cannot read frame: {frame.kind.name} does not belong to cp")
+    return frame
+
+
+def open_target(root: Root, request: CopyInRequest, grant: Grant) -> tuple[int, str]:
+    """Return (directory, name) of what is to be made; the name is empty if it is the directory itself.
+
+    Raises: OSError, or Refused once it is known where the path leads.
+    """
+    path, name = os.fsdecode(request.target), os.fsdecode(request.base_name)
     try:
-        directory, name = root.open(request.path, os.O_RDONLY | os.O_DIRECTORY), request.name
+        directory = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
-        parent, _, name = request.path.rpartition("/")
-        if not name or name in (".", ".."):
+        parent, _, last = (path if name else path.rstrip("/")).rpartition("/")
+        if not last or last in (".", ".."):
             raise
-        directory = root.open(parent or "/", os.O_RDONLY | os.O_DIRECTORY)
+        name = last
+        directory = open_parent(root, parent or "/", grant, make=request.parents)
     try:
-        check_path(grant, "cp-in", f"{root.name_of(directory).rstrip('/')}/{name}")
-        return PartialFile(directory, name)
+        where = f"{root.name_of(directory).rstrip('/')}/{name}"
+        check_path(grant, "cp-in", where.rstrip("/") or "/")
+        return directory, name
     except BaseException:
         os.close(directory)
         raise
 
 
-async def serve_copy_out(request: CopyOutRequest, grant: Grant, stream: Stream, place: Workplace) -> str:
-    root = place.root_of(request)
-    descriptor = await at_path(request.path, lambda: place.in_thread(open_source, root, request.path, grant))
+def open_parent(root: Root, path: str, grant: Grant, *, make: bool) -> int:
+    """Return a descriptor of a directory; with `make`, what is missing of it is made. Raises OSError or Refused."""
+    missing: list[str] = []
+    while True:
+        try:
+            directory = root.open(path or "/", os.O_RDONLY | os.O_DIRECTORY)
+            break
+        except FileNotFoundError:
+            path, _, name = path.rstrip("/").rpartition("/")
+            if not make or name in ("", ".", "..") or len(missing) >= MAX_MADE_PARENTS:
+                raise
+            missing.append(name)
     try:
-        info = os.fstat(descriptor)
-        opened = Opened(size=info.st_size, mode=stat.S_IMODE(info.st_mode), mtime_ns=info.st_mtime_ns)
-        await stream.send(Kind.OPENED, encode_payload(opened))
-        digest, size = hashlib.sha256(), 0
-        while data := await at_path(request.path, lambda: place.in_thread(os.read, descriptor, READ_BYTES)):
-            digest.update(data)
-            size += len(data)
-            await stream.send_data(Kind.STDOUT, data)
-        await stream.send_end(Kind.STDOUT)
-        await stream.send(Kind.DONE, encode_payload(Done(sha256=digest.hexdigest(), size=size)))
-        return f"{size} bytes"
-    finally:
-        os.close(descriptor)
+        for name in reversed(missing):
+            check_path(grant, "cp-in", f"{root.name_of(directory).rstrip('/')}/{name}")
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=directory)
+            inner = os.open(name, OPEN_DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = inner
+        return directory
+    except BaseException:
+        os.close(directory)
+        raise
 
 
 def open_source(root: Root, path: str, grant: Grant) -> int:
-    """Return a descriptor of a regular file. Raises OSError, or Refused once it is known where the path leads."""
+    """Return a descriptor of a file or directory. Raises OSError, or Refused once it is known where the path leads."""
     # O_NONBLOCK: opening a FIFO must not hang us; it is refused below
     descriptor = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         check_path(grant, "cp-out", root.name_of(descriptor))
         mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(21, os.strerror(21), path)
-        if not stat.S_ISREG(mode):
-            raise OSError(22, "not a regular file", path)
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.EINVAL, "it is neither a file nor a directory", path)
         return descriptor
     except BaseException:
         os.close(descriptor)
         raise
-
-
-async def at_path(path: str, step: Callable[[], Awaitable[Result]]) -> Result:
-    """Run a step on a file; an OSError of it becomes "cannot copy PATH: cause"."""
-    try:
-        return await step()
-    except OSError as exc:
-        cause = describe_cause(exc) if exc.strerror == os.strerror(exc.errno or 0) else str(exc.strerror)
-        raise InputError("copy", path, cause) from exc

@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from enclavekit_attestation.binding import TlsIdentity, encode_binding
 from enclavekit_core import logs, tls
@@ -22,14 +23,17 @@ from enclavekit_nsm.client import NsmClient
 from enclavekit_pipeline.channel.mux import Connection, Stream
 from enclavekit_pipeline.enclave.clients import Clients, Grant, Refused, check_request
 from enclavekit_pipeline.enclave.reception import Reception
+from enclavekit_pipeline.enclave.revocation import Revocations
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.serve_copy import serve_copy_in, serve_copy_out
 from enclavekit_pipeline.enclave.serve_exec import serve_exec
+from enclavekit_pipeline.enclave.serve_info import serve_info
 from enclavekit_pipeline.enclave.workplace import MAX_THREADS, Workplace
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
 from enclavekit_pipeline.wire.frames import CONTROL_STREAM, Frame, Kind
 from enclavekit_pipeline.wire.handshake import NONCE_BYTES, ServerHandshake, proof_bytes
+from enclavekit_pipeline.wire.info_messages import InfoRequest
 from enclavekit_pipeline.wire.messages import (
     CODE_BUSY,
     CODE_DENIED,
@@ -39,10 +43,11 @@ from enclavekit_pipeline.wire.messages import (
     Failure,
     encode_payload,
 )
-from enclavekit_pipeline.wire.requests import Request, decode_request, verb_of
+from enclavekit_pipeline.wire.requests import Request, decode_request, target_of, verb_of
 
 SERVICE = "pipeline"
 MAX_SESSIONS = 64  # callers inside at once; each may have up to 3 MiB of credit per request
+UNWIND_S = 20.0  # for requests whose caller is gone; then they are cancelled
 
 log = logs.get_logger("pipeline")
 
@@ -57,7 +62,9 @@ class Server:
     """One thread: the NSM takes one call at a time, and files must not wait behind it."""
     clients: Clients
     place: Workplace
-    sessions: int = 0
+    revocations: Revocations = field(default_factory=Revocations)
+    sessions: Counter[str] = field(default_factory=Counter)
+    """By client, of those that are inside."""
 
     async def handle(self, connection: Connection, peer: Peer, let_in: Callable[[], None]) -> None:
         """Serve one connection; the caller closes it."""
@@ -80,11 +87,10 @@ class Server:
             await refuse(connection, CODE_FAILED, str(exc))
             return
         log.info("client let in", client=grant.name, peer=peer.text)
-        self.sessions += 1
         try:
             await self._serve_streams(connection, grant)
         finally:
-            self.sessions -= 1
+            self.sessions[grant.name] -= 1
             log.info("client gone", client=grant.name)
 
     async def _shake_hands(self, connection: Connection, let_in: Callable[[], None]) -> Grant:
@@ -98,35 +104,48 @@ class Server:
         proof = handshake.receive_auth(await connection.read_frame())
         signed = proof_bytes(self.identity.spki_sha256, nonce, handshake.nonce)
         grant = self.clients.authenticate(proof.certificate_der, proof.signature, signed)
-        if self.sessions >= MAX_SESSIONS:
+        self.revocations.check(grant.name, self.clients.key_of(grant))
+        if self.sessions.total() >= MAX_SESSIONS:
             raise Refused(f"{MAX_SESSIONS} callers are inside already")
-        let_in()
-        await connection.send(handshake.accept(grant.name))
+        if grant.sessions is not None and self.sessions[grant.name] >= grant.sessions:
+            raise Refused(f"{grant.name} is inside {grant.sessions} times already")
+        self.sessions[grant.name] += 1
+        try:
+            let_in()
+            await connection.send(handshake.accept(grant.name))
+        except BaseException:
+            self.sessions[grant.name] -= 1
+            raise
         return grant
 
     async def _serve_streams(self, connection: Connection, grant: Grant) -> None:
-        reading = asyncio.create_task(connection.run(accept_streams=True))
+        reading = asyncio.create_task(connection.run())
         running: set[asyncio.Task[None]] = set()
         try:
             while (opened := await connection.opened.get()) is not None:
                 stream, frame = opened
-                task = asyncio.create_task(self._serve_stream(connection, stream, frame, grant))
+                task = asyncio.create_task(self._serve_stream(stream, frame, grant))
                 running.add(task)
                 task.add_done_callback(running.discard)
+            # the caller asks for nothing more: what it has asked for goes on. Once it is gone, each request learns of
+            # it from its stream and puts in order what it leaves behind
+            while running and not reading.done():
+                await asyncio.wait({reading, *running}, return_when=asyncio.FIRST_COMPLETED)
+            if running:
+                await asyncio.wait(running, timeout=UNWIND_S)
         finally:
+            connection.finish()
             reading.cancel()
             for task in running:
                 task.cancel()
             await asyncio.gather(reading, *running, return_exceptions=True)
 
-    async def _serve_stream(self, connection: Connection, stream: Stream, frame: Frame, grant: Grant) -> None:
+    async def _serve_stream(self, stream: Stream, frame: Frame, grant: Grant) -> None:
         """Serve one request; its failure is the caller's to hear, not the connection's end."""
         what: dict[str, object] = {"client": grant.name}
         try:
             request = decode_request(frame.payload)
-            # argv[0] only: what follows may be a secret
-            target = request.argv[0] if isinstance(request, ExecRequest) else request.path
-            what |= {"verb": verb_of(request), "target": target, "system": request.system}
+            what |= {"verb": verb_of(request), "target": target_of(request), "system": request.system}
             check_request(grant, request)
             log.info("request allowed", **what)
             outcome = await self._carry_out(request, grant, stream)
@@ -144,7 +163,7 @@ class Server:
             log.exception("request broken", **what)
             await fail(stream, CODE_FAILED, "cannot do that in the enclave: it failed inside, see its log")
         finally:
-            connection.forget(stream)
+            stream.close()
 
     async def _carry_out(self, request: Request, grant: Grant, stream: Stream) -> str:
         match request:
@@ -154,6 +173,8 @@ class Server:
                 return await serve_copy_in(request, grant, stream, self.place)
             case CopyOutRequest():
                 return await serve_copy_out(request, grant, stream, self.place)
+            case InfoRequest():
+                return await serve_info(grant, stream, self.place, MAX_SESSIONS)
 
 
 def _failure(code: str, message: str) -> bytes:
@@ -170,7 +191,7 @@ async def refuse(connection: Connection, code: str, message: str) -> None:
         await connection.send(Frame(Kind.ERROR, _failure(code, message), CONTROL_STREAM))
 
 
-def listen(*, port: int, clients_path: str, root: str, nsm_path: str | None) -> int:
+def listen(*, port: int, clients_path: str, root: str, nsm_path: str | None, revocations: Revocations) -> int:
     """Serve until SIGTERM or SIGINT. Raises ConfigError without a client list, DeviceError without an NSM."""
     logs.configure()
     clients = Clients.load(clients_path)
@@ -188,7 +209,7 @@ def listen(*, port: int, clients_path: str, root: str, nsm_path: str | None) -> 
         Listener(VsockAddress(CID_ANY, port)) as listener,
     ):
         place = Workplace(app_root, system_root, threads)
-        server = Server(TlsIdentity.generate(SERVICE), nsm, nsm_thread, clients, place)
+        server = Server(TlsIdentity.generate(SERVICE), nsm, nsm_thread, clients, place, revocations)
         asyncio.run(serve(listener, server))
     return 0
 

@@ -1,31 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The caller's side of a connection: connect, make the enclave prove itself, prove ourselves, then open one request."""
+"""The caller's way in: connect, make the enclave prove itself, prove ourselves. What follows is in `session`."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from enclavekit_attestation.binding import spki_sha256_of
+from enclavekit_attestation.verify import VerifiedDocument
 from enclavekit_core import aio, tls
 from enclavekit_core.address import VsockAddress
-from enclavekit_core.errors import InputError, RemoteProtocolError, TransportError, VerificationError
+from enclavekit_core.errors import RemoteProtocolError, TransportError, VerificationError
 
-from enclavekit_pipeline.channel.mux import Connection, Stream
+from enclavekit_pipeline.channel.mux import Connection, RequestRefused, Stream
 from enclavekit_pipeline.host.identity import Identity
 from enclavekit_pipeline.host.trust import Trust
 from enclavekit_pipeline.wire.frames import Frame, Kind
 from enclavekit_pipeline.wire.handshake import NONCE_BYTES, ClientHandshake, proof_bytes
-from enclavekit_pipeline.wire.messages import CODE_INPUT, Failure, Message, decode_payload, encode_payload
+from enclavekit_pipeline.wire.messages import Failure, decode_payload
 
+DEFAULT_PORT = 53000
+DEFAULT_CONNECT_TIMEOUT_S = 10.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.02, 0.5
 HANDSHAKE_TIMEOUT_S = 30.0
-REQUEST_STREAM = 1
 LOG_VARIABLE = "ENCLAVEKIT_LOG"  # set: our decisions are logged too; a command that works is silent otherwise
+
+
+@dataclass(frozen=True)
+class Entered:
+    """What a handshake has brought."""
+
+    name: str
+    """What the enclave's list calls us."""
+    verified: VerifiedDocument
 
 
 @dataclass(frozen=True)
@@ -36,43 +46,6 @@ class Target:
     trust: Trust
     identity: Identity
     connect_timeout_s: float
-
-
-class RequestRefused(RemoteProtocolError):
-    """The enclave said no, or could not; the text is its own."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.text)
-        if failure.code == CODE_INPUT:
-            self.exit_code = InputError.exit_code
-
-
-@contextlib.asynccontextmanager
-async def open_request(target: Target, request: Message) -> AsyncIterator[Stream]:
-    """Yield the stream of `request` on a connection of its own.
-
-    Raises: TransportError, VerificationError (nothing was sent then), RemoteProtocolError.
-    """
-    reader, writer = await connect(target)
-    connection = Connection(reader, writer, target.address)
-    try:
-        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-            await shake_hands(connection, writer, target)
-    except TimeoutError as exc:
-        await connection.close()
-        raise TransportError("shake hands with", target.address, "timed out") from exc
-    except BaseException:
-        await connection.close()
-        raise
-    stream = connection.open_stream(REQUEST_STREAM)
-    reading = asyncio.create_task(connection.run(accept_streams=False))
-    try:
-        await stream.send(Kind.OPEN, encode_payload(request))
-        yield stream
-    finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-        await connection.close()
 
 
 async def connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -93,8 +66,8 @@ async def connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamW
         pause = min(2 * pause, LAST_RETRY_S)
 
 
-async def shake_hands(connection: Connection, writer: asyncio.StreamWriter, target: Target) -> str:
-    """Verify the enclave, then show who we are; return the name it knows us by."""
+async def shake_hands(connection: Connection, writer: asyncio.StreamWriter, target: Target) -> Entered:
+    """Verify the enclave, then show who we are."""
     certificate = tls.peer_certificate_der(writer.get_extra_info("ssl_object"))
     handshake = ClientHandshake(os.urandom(NONCE_BYTES))
     decided = decision_log(target)
@@ -110,7 +83,7 @@ async def shake_hands(connection: Connection, writer: asyncio.StreamWriter, targ
     await connection.send(handshake.auth(target.identity.certificate_der, target.identity.sign(signed)))
     name = handshake.receive_accept(await connection.read_frame())
     decided("let in", client=name)
-    return name
+    return Entered(name, verified)
 
 
 def decision_log(target: Target) -> Callable[..., None]:

@@ -1,148 +1,210 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pipeline cp` on the caller's side: one file, either way, whole or not at all."""
+"""`pipeline cp` on the caller's side: files and trees, either way; each file whole or not at all."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import stat
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from enclavekit_core.errors import InputError, RemoteProtocolError, describe_cause
+from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_pipeline.channel.mux import Stream
-from enclavekit_pipeline.channel.partial_file import PartialFile
-from enclavekit_pipeline.host.client import Target, open_request, receive
-from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest, Done
-from enclavekit_pipeline.wire.frames import MAX_PAYLOAD_BYTES, Kind
-from enclavekit_pipeline.wire.messages import Opened, decode_payload, encode_payload
+from enclavekit_pipeline.channel.tree_directories import copy_error
+from enclavekit_pipeline.channel.tree_sink import TreeSink, WriteOptions
+from enclavekit_pipeline.channel.tree_source import ReadOptions, TreeSource
+from enclavekit_pipeline.channel.tree_transfer import InThread, receive_tree, send_tree
+from enclavekit_pipeline.host.client import Target, receive
+from enclavekit_pipeline.host.copy_progress import Display
+from enclavekit_pipeline.host.copy_streams import StdinSource, StdoutSink, in_daemon_thread
+from enclavekit_pipeline.host.session import Session, open_request
+from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest, Done, encode_name
+from enclavekit_pipeline.wire.frames import Kind
+from enclavekit_pipeline.wire.messages import Opened, decode_payload
+from enclavekit_pipeline.wire.tree_filter import Selection
 
 STANDARD_STREAM = "-"
-STDIN_MODE = 0o644
-STDIN, STDOUT = 0, 1
-READ_BYTES = 4 * MAX_PAYLOAD_BYTES
+KEPT_MODE = 0o777  # no set-id bits from an enclave: its files are data here
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Source:
-    """An open file of ours and what the copy keeps of it."""
+class CopyOptions:
+    archive: bool = False
+    """Owners are kept, and directories that were there before get the mode and time of the source's."""
+    delta: bool = False
+    """What is there and equal does not travel."""
+    resume: bool = True
+    """Large files go on where a copy that was cut has ended."""
+    unsafe_links: bool = False
+    """Links that lead out of the tree are kept."""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    parents: bool = False
+    """Directories that lead to the target are made."""
+    system: bool = False
 
-    descriptor: int
-    name: str
-    mode: int
-    mtime_ns: int
+    def reading(self) -> ReadOptions:
+        selection = Selection(self.include, self.exclude)
+        return ReadOptions(self.archive, self.unsafe_links, self.delta, self.resume, selection)
+
+    def writing(self) -> WriteOptions:
+        return WriteOptions(KEPT_MODE, self.archive, self.delta, self.resume, self.unsafe_links)
 
 
-def open_source(path: str, target_path: str) -> Source:
-    """Raises InputError: nothing is sent for a source that cannot be read."""
-    if path == STANDARD_STREAM:
-        name = os.path.basename(target_path) or "stdin"
-        return Source(os.dup(STDIN), name, STDIN_MODE, time.time_ns())
+KEEP_ALL_BUT_OWNERS = CopyOptions()
+
+
+async def copy_in(
+    target: Target | Session,
+    local: str,
+    remote: str,
+    options: CopyOptions = KEEP_ALL_BUT_OWNERS,
+    display: Display | None = None,
+) -> Done:
+    """Copy a file or a tree of ours into the enclave. Raises InputError and what `open_request` raises."""
+    shows = display or Display()
+    is_stdin = local == STANDARD_STREAM
+    source = StdinSource() if is_stdin else await in_thread(open_source, local, options)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        info = os.fstat(descriptor)
-    except OSError as exc:
-        raise InputError("copy", path, describe_cause(exc)) from exc
-    if not stat.S_ISREG(info.st_mode):
-        os.close(descriptor)
-        raise InputError(
-            "copy", path, "it is a directory" if stat.S_ISDIR(info.st_mode) else "it is not a regular file"
-        )
-    name = os.path.basename(os.path.abspath(path))
-    return Source(descriptor, name, stat.S_IMODE(info.st_mode), info.st_mtime_ns)
-
-
-async def copy_in(target: Target, local: str, remote: str, *, system: bool) -> int:
-    """Copy a file of ours into the enclave and return its size. Raises InputError and what `open_request` raises."""
-    source = open_source(local, remote)
-    try:
+        encoding, (path, name) = encode_name(os.fsencode(remote), name_of_source(local, remote))
         request = CopyInRequest(
-            path=remote, name=source.name, mode=source.mode & 0o7777, mtime_ns=max(source.mtime_ns, 0), system=system
+            path=path,
+            name=name,
+            encoding=encoding,
+            archive=options.archive,
+            delta=options.delta,
+            resume=options.resume and not is_stdin,
+            parents=options.parents,
+            unsafe_links=options.unsafe_links,
+            system=options.system,
         )
         async with open_request(target, request) as stream:
             await receive(stream, Kind.OPENED)
-            sending = asyncio.create_task(send_file(stream, source.descriptor))
-            answer = asyncio.create_task(receive(stream, Kind.DONE))
-            try:
-                # the enclave may refuse in the middle: then its words count, not ours
-                await asyncio.wait({sending, answer}, return_when=asyncio.FIRST_COMPLETED)
-                if not answer.done():
-                    await sending
-                confirmed = decode_payload(Done, (await answer).payload)
-                if not sending.done() or confirmed != sending.result():
-                    raise RemoteProtocolError(f"cannot copy {local}: the enclave confirms another content")
-                return confirmed.size
-            finally:
-                sending.cancel()
-                answer.cancel()
-                await asyncio.gather(sending, answer, return_exceptions=True)
-    finally:
-        os.close(source.descriptor)
-
-
-async def send_file(stream: Stream, descriptor: int) -> Done:
-    digest, size = hashlib.sha256(), 0
-    while data := await asyncio.to_thread(os.read, descriptor, READ_BYTES):
-        digest.update(data)
-        size += len(data)
-        await stream.send_data(Kind.STDIN, data)
-    done = Done(sha256=digest.hexdigest(), size=size)
-    await stream.send(Kind.DONE, encode_payload(done))
-    return done
-
-
-async def copy_out(target: Target, remote: str, local: str, *, system: bool) -> int:
-    """Copy a file out of the enclave and return its size. Raises InputError and what `open_request` raises."""
-    async with open_request(target, CopyOutRequest(path=remote, system=system)) as stream:
-        opened = decode_payload(Opened, (await receive(stream, Kind.OPENED)).payload)
-        if local == STANDARD_STREAM:
-            return await receive_to_stdout(stream, remote)
-        try:
-            file = await asyncio.to_thread(open_destination, local, remote)
-        except OSError as exc:
-            raise InputError("copy", local, describe_cause(exc)) from exc
-        try:
-            while (frame := await receive(stream, Kind.STDOUT, Kind.DONE)).kind is Kind.STDOUT:
-                await asyncio.to_thread(file.write, frame.payload)
-                await stream.consumed(frame)
-            expected = decode_payload(Done, frame.payload)
-            # no set-id bits from an enclave: its files are data here
-            await asyncio.to_thread(file.finish, expected, opened.mode & 0o777, opened.mtime_ns)
-            return file.size
-        except OSError as exc:
-            raise InputError("copy", local, describe_cause(exc)) from exc
-        finally:
-            file.close()
-
-
-def open_destination(path: str, remote: str) -> PartialFile:
-    """Raises OSError, or InputError if `remote` has no name that a file here could get.
-
-    In a directory the file gets the name that the user asked for: one chosen by the enclave might be `.bashrc`.
-    """
-    directory, name = (path, os.path.basename(remote)) if os.path.isdir(path) else os.path.split(path)
-    if name in ("", ".", ".."):
-        raise InputError("copy to", path, "the file would have no name there")
-    descriptor = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return PartialFile(descriptor, name)
+            shows.start(await in_thread(source.measure) if shows.wants_total else None)
+            thread: InThread = in_daemon_thread if is_stdin else in_thread
+            done = await send_tree(
+                stream, source, thread, receive, lambda: report(source, source.sender.entries, shows)
+            )
+        report(source, done.entries, shows)
+        shows.finish(done)
+        return done
     except BaseException:
-        os.close(descriptor)
+        shows.finish(None)
         raise
+    finally:
+        await in_thread(source.close)
 
 
-async def receive_to_stdout(stream: Stream, remote: str) -> int:
-    """Write the content as it comes; what a wrong digest means for bytes already written is for the reader to judge
-    by the exit code."""
-    digest, size = hashlib.sha256(), 0
-    with os.fdopen(os.dup(STDOUT), "wb") as out:
-        while (frame := await receive(stream, Kind.STDOUT, Kind.DONE)).kind is Kind.STDOUT:
-            digest.update(frame.payload)
-            size += len(frame.payload)
-            await asyncio.to_thread(out.write, frame.payload)
-            await stream.consumed(frame)
-    if decode_payload(Done, frame.payload) != Done(sha256=digest.hexdigest(), size=size):
-        raise RemoteProtocolError(f"cannot copy {remote}: what arrived is not what was sent")
-    return size
+async def copy_out(
+    target: Target | Session,
+    remote: str,
+    local: str,
+    options: CopyOptions = KEEP_ALL_BUT_OWNERS,
+    display: Display | None = None,
+) -> Done:
+    """Copy a file or a tree out of the enclave. Raises InputError and what `open_request` raises."""
+    shows = display or Display()
+    is_stdout = local == STANDARD_STREAM
+    encoding, (path,) = encode_name(os.fsencode(remote))
+    request = CopyOutRequest(
+        path=path,
+        encoding=encoding,
+        archive=options.archive,
+        delta=options.delta and not is_stdout,
+        resume=options.resume and not is_stdout,
+        unsafe_links=options.unsafe_links,
+        include=list(options.include),
+        exclude=list(options.exclude),
+        measure=shows.wants_total,
+        system=options.system,
+    )
+    opened: list[TreeSink | StdoutSink] = []
+    try:
+        async with open_request(target, request) as stream:
+            answer = decode_payload(Opened, (await receive(stream, Kind.OPENED)).payload)
+            shows.start(answer.size or None)
+            if is_stdout:
+                opened.append(StdoutSink(remote))
+            else:
+                await in_thread(lambda: opened.append(open_destination(local, remote, options)))
+            sink = opened[0]
+            thread: InThread = in_daemon_thread if is_stdout else in_thread
+            done = await receive_tree(stream, sink, thread, receive, lambda: report(sink, sink.receiver.entries, shows))
+        report(sink, done.entries, shows)
+        shows.finish(done)
+        return done
+    except BaseException:
+        shows.finish(None)
+        raise
+    finally:
+        for sink in opened:
+            await in_thread(sink.close)
+
+
+def report(end: TreeSource | StdinSource | TreeSink | StdoutSink, entries: int, display: Display) -> None:
+    while end.left_out:
+        display.omit(end.left_out.pop(0))
+    display.show(end.moved, entries)
+
+
+def open_source(path: str, options: CopyOptions) -> TreeSource:
+    """Raises InputError: nothing is sent for a source that cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        raise InputError("copy", path, describe_cause(exc)) from exc
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        os.close(descriptor)
+        raise InputError("copy", path, "it is neither a file nor a directory")
+    return TreeSource(descriptor, path, options.reading())
+
+
+def means_content(path: str) -> bool:
+    """Return whether a path of a directory means what is in it, as with cp and docker cp."""
+    return path == "." or path.endswith("/.")
+
+
+def name_of_source(local: str, remote: str) -> bytes:
+    """Return the name that the copy gets if `remote` is a directory; empty if it is to be that directory."""
+    if local == STANDARD_STREAM:
+        return os.fsencode(os.path.basename(remote) or "stdin")
+    return b"" if means_content(local) else os.fsencode(os.path.basename(os.path.abspath(local)))
+
+
+def open_destination(path: str, remote: str, options: CopyOptions) -> TreeSink:
+    """Raises InputError, also if `remote` has no name that a file here could get.
+
+    In a directory the copy gets the name that the user asked for: one chosen by the enclave might be `.bashrc`.
+    """
+    into = os.path.isdir(path)
+    if into and means_content(remote):
+        directory, name = path, ""
+    elif into:
+        directory, name = path, os.path.basename(remote.rstrip("/"))
+    else:
+        directory, name = os.path.split(path.rstrip("/"))
+    if name in (".", "..") or (not name and not (into and means_content(remote))):
+        raise InputError("copy to", path, "it would have no name there")
+    try:
+        if options.parents and directory:
+            os.makedirs(directory, exist_ok=True)
+        descriptor = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise copy_error(path, b"", exc) from exc
+    return TreeSink(
+        descriptor, os.fsencode(name), os.path.join(path, name) if into and name else path, options.writing()
+    )
+
+
+async def in_thread(function: Callable[..., Result], *args: object) -> Result:
+    """Run what may block, to its end before a cancellation goes on: see Workplace.in_thread."""
+    job = asyncio.get_running_loop().run_in_executor(None, function, *args)
+    try:
+        return await asyncio.shield(job)
+    except asyncio.CancelledError:
+        await asyncio.wait([job])
+        raise

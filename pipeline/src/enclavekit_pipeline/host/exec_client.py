@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from enclavekit_core.errors import InputError, describe_cause
 
 from enclavekit_pipeline.channel.mux import Stream
-from enclavekit_pipeline.host.client import Target, open_request, receive
+from enclavekit_pipeline.host.client import Target, receive
+from enclavekit_pipeline.host.session import open_request
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit
 from enclavekit_pipeline.wire.frames import MAX_PAYLOAD_BYTES, Kind
 from enclavekit_pipeline.wire.messages import decode_payload

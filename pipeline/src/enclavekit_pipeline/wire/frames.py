@@ -12,25 +12,31 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+OLDEST_VERSION = 2  # that is still spoken; 1 had no end of streams, so one request was one connection
 HEADER = struct.Struct(">BBHI")  # kind u8, flags u8, stream u16, length u32: 8 bytes, big-endian
 CREDIT = struct.Struct(">BI")  # kind of the data that is granted, bytes
 MAX_PAYLOAD_BYTES = 64 * 1024  # one pipe buffer: small enough to interleave, large enough to stream
 MAX_STREAM = 0xFFFF
 CONTROL_STREAM = 0
+HOST_STREAMS = range(1, 0x8000)  # who opens a stream is seen by its number: both sides open without asking
+ENCLAVE_STREAMS = range(0x8000, 0x10000)
 FLAG_END = 1  # the last frame of this kind on this stream
 
 
 class Kind(enum.IntEnum):
-    """What a frame is. 1..4 make the handshake, in this order; the rest belongs to streams."""
+    """What a frame is: 1..4 make the handshake, in this order, 5 and 6 keep the connection, the rest is of streams."""
 
     HELLO, EVIDENCE, AUTH, ACCEPT = 1, 2, 3, 4
+    PING, PONG = 5, 6
     OPEN, OPENED = 16, 17
     STDIN, STDOUT, STDERR = 18, 19, 20
     CREDIT, SIGNAL, EXIT, DONE, ERROR = 21, 22, 23, 24, 25
+    CLOSE, INFO = 26, 27
+    RECORDS, ANSWERS = 32, 33  # of copies, see tree_records
 
 
-DATA_KINDS = frozenset({Kind.STDIN, Kind.STDOUT, Kind.STDERR})
+DATA_KINDS = frozenset({Kind.STDIN, Kind.STDOUT, Kind.STDERR, Kind.RECORDS, Kind.ANSWERS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 """The handshake inside TLS, as two state machines: evidence first, then the caller. Pure.
 
     client                                 enclave
-    HELLO {version, nonce}            -->
+    HELLO {version, oldest, nonce}    -->
                                       <--  EVIDENCE: its nonce (32 bytes), then the attestation document
     AUTH {certificate, signature}     -->
-                                      <--  ACCEPT {name}  or  ERROR
+                                      <--  ACCEPT {name, version}  or  ERROR
 
 The document binds the client's nonce and the TLS key. The signature covers the same key and both nonces, so it is
 worth nothing on another connection, to another enclave or at another time.
@@ -20,12 +20,18 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import RemoteProtocolError
 
-from enclavekit_pipeline.wire.frames import PROTOCOL_VERSION, Frame, Kind
+from enclavekit_pipeline.wire.frames import OLDEST_VERSION, PROTOCOL_VERSION, Frame, Kind
 from enclavekit_pipeline.wire.messages import Accept, Auth, Failure, Hello, decode_payload, encode_payload
 
 NONCE_BYTES = 32
-PROOF_CONTEXT = b"enclavekit/pipeline/1 client proof\0"
+PROOF_CONTEXT = b"enclavekit/pipeline/2 client proof\0"
 MAX_CERTIFICATE_BYTES = 16 * 1024
+
+
+def common_version(newest: int, oldest: int | None) -> int | None:
+    """Return the newest version that we and a caller that speaks `oldest` to `newest` share, if there is one."""
+    shared = min(newest, PROTOCOL_VERSION)
+    return shared if shared >= max(newest if oldest is None else oldest, OLDEST_VERSION) else None
 
 
 def proof_bytes(spki_sha256: bytes, client_nonce: bytes, server_nonce: bytes) -> bytes:
@@ -68,7 +74,8 @@ class ClientHandshake:
     def hello(self) -> Frame:
         self._expect(State.START)
         self.state = State.HELLO_SENT
-        return Frame(Kind.HELLO, encode_payload(Hello(version=PROTOCOL_VERSION, nonce=self.nonce.hex())))
+        oldest = OLDEST_VERSION if OLDEST_VERSION < PROTOCOL_VERSION else None
+        return Frame(Kind.HELLO, encode_payload(Hello(version=PROTOCOL_VERSION, nonce=self.nonce.hex(), oldest=oldest)))
 
     def receive_evidence(self, frame: Frame) -> Evidence:
         """Raises RemoteProtocolError; the caller must verify what it gets before it calls `auth`."""
@@ -90,8 +97,11 @@ class ClientHandshake:
         """Return the name that the enclave knows the caller by. Raises RemoteProtocolError, also for a refusal."""
         self._expect(State.AUTH_SENT)
         self._refuse_other(frame, Kind.ACCEPT)
+        accepted = decode_payload(Accept, frame.payload)
+        if not OLDEST_VERSION <= accepted.version <= PROTOCOL_VERSION:
+            raise self._fail(f"it chose version {accepted.version}, which was not offered")
         self.state = State.DONE
-        return decode_payload(Accept, frame.payload).name
+        return accepted.name
 
     def _refuse_other(self, frame: Frame, wanted: Kind) -> None:
         if frame.kind is Kind.ERROR:
@@ -115,13 +125,19 @@ class ServerHandshake:
     def __init__(self, nonce: bytes) -> None:
         self.nonce, self.state = nonce, State.START
         self.client_nonce = b""
+        self.version = PROTOCOL_VERSION
 
     def receive_hello(self, frame: Frame) -> bytes:
         """Return the caller's nonce. Raises RemoteProtocolError."""
         self._expect(State.START, frame, Kind.HELLO)
         hello = decode_payload(Hello, frame.payload)
-        if hello.version != PROTOCOL_VERSION:
-            raise self._fail(f"version {hello.version} is not spoken here, {PROTOCOL_VERSION} is")
+        version = common_version(hello.version, hello.oldest)
+        if version is None:
+            spoken = (
+                f"{OLDEST_VERSION} to {PROTOCOL_VERSION}" if OLDEST_VERSION < PROTOCOL_VERSION else PROTOCOL_VERSION
+            )
+            raise self._fail(f"version {hello.version} is not spoken here, {spoken} is")
+        self.version = version
         try:
             self.client_nonce = bytes.fromhex(hello.nonce)
         except ValueError as exc:
@@ -153,7 +169,7 @@ class ServerHandshake:
         if self.state is not State.AUTH_RECEIVED:
             raise self._fail("nobody to accept")
         self.state = State.DONE
-        return Frame(Kind.ACCEPT, encode_payload(Accept(name=name)))
+        return Frame(Kind.ACCEPT, encode_payload(Accept(name=name, version=self.version)))
 
     def _expect(self, state: State, frame: Frame, kind: Kind) -> None:
         if self.state is not state or frame.kind is not kind or frame.stream or frame.end:

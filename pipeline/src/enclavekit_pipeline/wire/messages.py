@@ -28,10 +28,13 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of all payloads."""
 
 
-class Hello(Message, frozen=True):
+class Hello(Message, frozen=True, omit_defaults=True):
     version: int
+    """The newest that the caller speaks."""
     nonce: str
     """Hex of 32 bytes, fresh for each connection."""
+    oldest: int | None = None
+    """The oldest that it speaks; absent: `version`, too."""
 
 
 class Auth(Message, frozen=True):
@@ -44,6 +47,8 @@ class Auth(Message, frozen=True):
 class Accept(Message, frozen=True):
     name: str
     """What the enclave's list calls the caller."""
+    version: int
+    """The one that both speak from here on."""
 
 
 class Opened(Message, frozen=True):

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.info_messages import InfoRequest
 from enclavekit_pipeline.wire.messages import decode_payload
 
-Request = ExecRequest | CopyInRequest | CopyOutRequest
+Request = ExecRequest | CopyInRequest | CopyOutRequest | InfoRequest
 
 
 def decode_request(data: bytes) -> Request:
@@ -15,6 +16,17 @@ def decode_request(data: bytes) -> Request:
     request: Request = decode_payload(Request, data)  # type: ignore[arg-type]  # msgspec takes unions
     request.check()
     return request
+
+
+def target_of(request: Request) -> str:
+    """Return what logs say the request is about: argv[0] only, what follows may be a secret."""
+    match request:
+        case ExecRequest():
+            return request.argv[0]
+        case CopyInRequest() | CopyOutRequest():
+            return request.path
+        case _:
+            return ""
 
 
 def verb_of(request: Request) -> str:

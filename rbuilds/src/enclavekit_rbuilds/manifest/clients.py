@@ -29,6 +29,8 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True):
     allow: list[str]
     system: bool = False
     """May act on the framework's root as well."""
+    sessions: int | None = None
+    """Connections at once; None: as many as the listener takes."""
 
 
 def parse_authorization(text: str) -> Client:

@@ -176,7 +176,10 @@ def _clients(args: argparse.Namespace, manifest: Manifest, source: str) -> tuple
     if args.authorize:
         return tuple(parse_authorization(text) for text in args.authorize)
     return tuple(
-        load_client(entry.certificate, [entry.allow] if isinstance(entry.allow, str) else entry.allow, entry.name)
+        msgspec.structs.replace(
+            load_client(entry.certificate, [entry.allow] if isinstance(entry.allow, str) else entry.allow, entry.name),
+            sessions=entry.sessions,
+        )
         for entry in manifest.clients
     )
 

@@ -76,6 +76,9 @@ class ClientEntry(StrictConfig, frozen=True):
         list[Verb] | Literal["all"],
         Meta(description="What they may do in the app's root; all: everything, in the framework's root as well."),
     ] = msgspec.field(default_factory=lambda: ["exec", "cp-in", "cp-out"])
+    sessions: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="Connections at once; default: any number.")
+    ] = None
     name: Annotated[Text | None, Meta(description="Default: the file's name without its suffix.")] = None
 
 

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carries the records of a copy over a stream, answers the other way: the asyncio shell of `tree_source` and
+`tree_sink`, the same on both ends.
+
+The disk and the wire work at the same time: one batch is read while the one before is sent, and what arrives while a
+batch is written is the next batch. Credit bounds what waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+
+from enclavekit_core.errors import RemoteProtocolError, TransportError
+
+from enclavekit_pipeline.channel.mux import Stream
+from enclavekit_pipeline.channel.tree_source import Batch
+from enclavekit_pipeline.wire.copy_messages import Done
+from enclavekit_pipeline.wire.frames import Frame, Kind
+from enclavekit_pipeline.wire.messages import decode_payload, encode_payload
+from enclavekit_pipeline.wire.tree_receiver import TreeReceiver
+from enclavekit_pipeline.wire.tree_sender import TreeSender
+
+LAST_WORDS_S = 1.0  # for what the other side has said before it left to arrive
+Receive = Callable[..., Awaitable[Frame]]
+"""`receive(stream, *kinds)`: the next frame, or the other side's refusal as an exception."""
+InThread = Callable[..., Awaitable[Any]]
+"""Runs a function that blocks, to its end whatever happens."""
+
+
+class Source(Protocol):
+    sender: TreeSender
+
+    def next_batch(self, answers: list[bytes]) -> Batch: ...
+
+
+class Sink(Protocol):
+    receiver: TreeReceiver
+
+    def take(self, parts: list[bytes]) -> bytes: ...
+    def finish(self) -> None: ...
+
+
+async def send_tree(
+    stream: Stream, source: Source, in_thread: InThread, receive: Receive, watch: Callable[[], None] = lambda: None
+) -> Done:
+    """Send all of `source`, and return what its receiver confirms. `watch` is called now and then.
+
+    Raises: InputError, RemoteProtocolError, TransportError; what the other side says counts before what we see.
+    """
+    answers: list[Frame] = []
+    answered = asyncio.Event()
+    confirmed: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+
+    async def listen() -> None:
+        try:
+            while (frame := await receive(stream, Kind.DONE, Kind.ANSWERS)).kind is Kind.ANSWERS:
+                answers.append(frame)
+                answered.set()
+            confirmed.set_result(decode_payload(Done, frame.payload))
+        finally:
+            answered.set()
+
+    async def send() -> None:
+        batch = Batch(b"", waits=True)
+        while not batch.finished:
+            if batch.waits:
+                await answered.wait()
+                if listening.done():
+                    return
+            answered.clear()
+            batch = await next_batch(source, answers, stream, in_thread)
+            # the next one is read while this one is sent, unless that needs answers first
+            while not (batch.waits or batch.finished):
+                async with ahead(next_batch(source, answers, stream, in_thread)) as following:
+                    await stream.send_data(Kind.RECORDS, batch.data)
+                    watch()
+                    batch = await following
+            await stream.send_data(Kind.RECORDS, batch.data)
+            watch()
+        await stream.send_end(Kind.RECORDS)
+        await stream.send(Kind.DONE, encode_payload(source.sender.done))
+
+    listening = asyncio.create_task(listen())
+    answered.set()  # the first batch waits for nothing
+    sending = asyncio.create_task(send())
+    try:
+        await asyncio.wait({listening, sending}, return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done():
+            await _unless_refused(sending, listening)
+        await listening
+        done = confirmed.result()
+        if not sending.done() or sending.exception() or done != source.sender.done:
+            raise RemoteProtocolError("cannot copy: the other side confirms another content")
+        return done
+    finally:
+        await _end(sending, listening)
+
+
+async def _unless_refused(sending: asyncio.Task[None], listening: asyncio.Task[None]) -> None:
+    """Wait for the sender; if it fails because the other side has left, let that say why."""
+    try:
+        await sending
+    except (TransportError, RemoteProtocolError):
+        await asyncio.wait({listening}, timeout=LAST_WORDS_S)
+        if listening.done():
+            return
+        raise
+
+
+async def next_batch(source: Source, answers: list[Frame], stream: Stream, in_thread: InThread) -> Batch:
+    taken = answers[:]
+    answers.clear()
+    batch: Batch = await in_thread(source.next_batch, [frame.payload for frame in taken])
+    for frame in taken:
+        await stream.consumed(frame)
+    return batch
+
+
+async def receive_tree(
+    stream: Stream, sink: Sink, in_thread: InThread, receive: Receive, watch: Callable[[], None] = lambda: None
+) -> Done:
+    """Receive all into `sink`, and confirm it. `watch` is called now and then.
+
+    Raises: InputError, RemoteProtocolError, TransportError.
+    """
+    arrived: list[Frame] = []
+    something = asyncio.Event()
+
+    async def read() -> None:
+        try:
+            while True:
+                frame = await receive(stream, Kind.RECORDS)
+                arrived.append(frame)
+                something.set()
+                if frame.end:
+                    return
+        finally:
+            something.set()
+
+    reading = asyncio.create_task(read())
+    ended = False
+    try:
+        while not ended:
+            while not arrived:
+                if reading.done():
+                    await reading  # it has failed
+                something.clear()
+                await something.wait()
+            taken = arrived[:]
+            arrived.clear()
+            answers = await in_thread(sink.take, [frame.payload for frame in taken])
+            if answers:
+                await stream.send_data(Kind.ANSWERS, answers)
+            for frame in taken:
+                ended = ended or frame.end
+                await stream.consumed(frame)
+            watch()
+        expected = decode_payload(Done, (await receive(stream, Kind.DONE)).payload)
+        if expected != sink.receiver.done:
+            raise RemoteProtocolError("cannot copy: what arrived is not what was sent")
+        await in_thread(sink.finish)
+        await stream.send(Kind.DONE, encode_payload(expected))
+        return expected
+    finally:
+        await _end(reading)
+
+
+@contextlib.asynccontextmanager
+async def ahead(step: Awaitable[Batch]) -> AsyncIterator[asyncio.Future[Batch]]:
+    """Run `step` beside the block, and not beyond it."""
+    task = asyncio.ensure_future(step)
+    try:
+        yield task
+    finally:
+        await _end(task)
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

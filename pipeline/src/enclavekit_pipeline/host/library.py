@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An enclave for programs: what the command line does, in asyncio.
+
+    async with Enclave(name="notes", eif="notes.eif", identity="keys/alice") as enclave:
+        result = await enclave.exec(["cat", "/data/notes"])
+        await enclave.put("local.txt", "/data/in.txt")
+
+One connection, attested once; everything on it may run at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+from enclavekit_attestation.verify import VerifiedDocument
+from enclavekit_core.address import VsockAddress
+from enclavekit_core.errors import CommandError, ConfigError, InputError
+
+from enclavekit_pipeline.channel.mux import Stream, StreamClosed
+from enclavekit_pipeline.host.addressing import find_cid
+from enclavekit_pipeline.host.client import DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_PORT, Target, receive
+from enclavekit_pipeline.host.copy_client import KEEP_ALL_BUT_OWNERS, CopyOptions, copy_in, copy_out
+from enclavekit_pipeline.host.identity import Identity
+from enclavekit_pipeline.host.session import Session
+from enclavekit_pipeline.host.trust import VARIABLES, build_trust
+from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit
+from enclavekit_pipeline.wire.frames import Frame, Kind
+from enclavekit_pipeline.wire.info_messages import Info, InfoRequest
+from enclavekit_pipeline.wire.messages import decode_payload
+
+MAX_OUTPUT_BYTES = 64 * 1024 * 1024  # that `exec` collects; `start` has no limit
+TAIL_BYTES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a command ended."""
+
+    status: int
+    """0..255; 128+n if signal n ended it."""
+    stdout: bytes
+    stderr: bytes
+    timed_out: bool = False
+
+
+class Output:
+    """One of a running command's outputs: `async for data in process.stdout`, or `await process.stdout.read()`."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._frames: asyncio.Queue[Frame | None] = asyncio.Queue()  # bounded by the credit of the stream
+
+    def put(self, frame: Frame | None) -> None:
+        self._frames.put_nowait(frame)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while (frame := await self._frames.get()) is not None:
+            if frame.end:
+                break
+            yield frame.payload
+            await self._stream.consumed(frame)
+        self._frames.put_nowait(None)
+
+    async def read(self, most: int = MAX_OUTPUT_BYTES) -> bytes:
+        """Return all of it. Raises InputError if it is more than `most` bytes."""
+        data = bytearray()
+        async for part in self:
+            data += part
+            if len(data) > most:
+                raise InputError("take", "the command's output", f"it is more than {most} bytes")
+        return bytes(data)
+
+
+class Process:
+    """A command under way in the enclave. Its outputs must be read, or it waits."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.stdout, self.stderr = Output(stream), Output(stream)
+        self._ended = asyncio.create_task(self._take_frames())
+
+    async def write(self, data: bytes) -> None:
+        """Send standard input (`stdin=True`), as fast as the command takes it."""
+        await self._stream.send_data(Kind.STDIN, data)
+
+    async def close_stdin(self) -> None:
+        await self._stream.send_end(Kind.STDIN)
+
+    async def send_signal(self, number: int) -> None:
+        await self._stream.send(Kind.SIGNAL, bytes([number]))
+
+    async def wait(self) -> Exit:
+        """Return how it ended; what of its outputs was not read is lost. Raises RequestRefused, TransportError."""
+        drains = [asyncio.ensure_future(self._drain(output)) for output in (self.stdout, self.stderr)]
+        try:
+            return await asyncio.shield(self._ended)
+        finally:
+            for drain in drains:
+                drain.cancel()
+
+    async def communicate(self, stdin: bytes | None = None, most: int = MAX_OUTPUT_BYTES) -> Result:
+        """Send all of `stdin`, take all outputs, return them with the status."""
+        async with asyncio.TaskGroup() as group:
+            outputs = [group.create_task(output.read(most)) for output in (self.stdout, self.stderr)]
+            feeding = group.create_task(self._feed(stdin)) if stdin is not None else None
+            exit_ = await asyncio.shield(self._ended)
+            if feeding is not None:
+                feeding.cancel()
+        stdout, stderr = (output.result() for output in outputs)
+        return Result(exit_.status, stdout, stderr, exit_.timed_out)
+
+    async def _feed(self, data: bytes) -> None:
+        with contextlib.suppress(StreamClosed):  # it has ended, and needed no more
+            await self.write(data)
+            await self.close_stdin()
+
+    @staticmethod
+    async def _drain(output: Output) -> None:
+        async for _ in output:
+            pass
+
+    async def _take_frames(self) -> Exit:
+        outputs = {Kind.STDOUT: self.stdout, Kind.STDERR: self.stderr}
+        try:
+            while (frame := await receive(self._stream, Kind.EXIT, *outputs)).kind is not Kind.EXIT:
+                outputs[frame.kind].put(frame)
+            return decode_payload(Exit, frame.payload)
+        finally:
+            for output in outputs.values():
+                output.put(None)
+
+    async def stop(self) -> None:
+        """Take no more frames; what still runs ends with the stream."""
+        self._ended.cancel()
+        await asyncio.gather(self._ended, return_exceptions=True)
+
+
+class Enclave:
+    """An enclave, entered by `async with`."""
+
+    def __init__(
+        self,
+        *,
+        cid: int | None = None,
+        name: str | None = None,
+        policy: str | os.PathLike[str] | None = None,
+        eif: str | os.PathLike[str] | None = None,
+        pcrs: Mapping[int, bytes] | None = None,
+        identity: str | os.PathLike[str] | Identity | None = None,
+        port: int = DEFAULT_PORT,
+        insecure_dev_root: str | os.PathLike[str] | None = None,
+        allow_debug: bool = False,
+        max_age_s: float | None = None,
+        connect_timeout_s: float = DEFAULT_CONNECT_TIMEOUT_S,
+    ) -> None:
+        """Say which enclave, what it must prove, and who we are; nothing is sent yet.
+
+        Args:
+            cid, name: one of them; a name may also be an id.
+            policy, eif, pcrs: one of them says which code it must run; else PIPELINE_POLICY or PIPELINE_EIF does.
+            identity: prefix of the files that `pipeline keygen` made; else PIPELINE_IDENTITY.
+            insecure_dev_root: trust this root instead of AWS's, for emulated enclaves.
+        Raises: ConfigError, InputError.
+        """
+        if (cid is None) == (name is None):
+            raise ConfigError("Enclave", "", "one of cid and name says which one is meant")
+        prefix = identity or os.environ.get(VARIABLES["identity"])
+        if not prefix:
+            raise ConfigError("Enclave", "identity", "nothing says who we are")
+        trust = build_trust(
+            eif=os.fspath(eif) if eif is not None else None,
+            policy=os.fspath(policy) if policy is not None else None,
+            pcrs=[f"{index}={value.hex()}" for index, value in (pcrs or {}).items()],
+            insecure_dev_root=os.fspath(insecure_dev_root) if insecure_dev_root is not None else None,
+            allow_debug=allow_debug,
+            max_age_s=max_age_s,
+            environment=os.environ,
+        )
+        who = prefix if isinstance(prefix, Identity) else Identity.load(os.fspath(prefix))
+        self.target = Target(VsockAddress(find_cid(str(name or cid)), port), trust, who, connect_timeout_s)
+        self._session: Session | None = None
+
+    async def __aenter__(self) -> Enclave:
+        """Connect. Raises TransportError, VerificationError (nothing was sent then), RemoteProtocolError."""
+        self._session = await Session.enter(self.target)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @property
+    def session(self) -> Session:
+        """The connection. Raises ConfigError outside `async with`."""
+        if self._session is None:
+            raise ConfigError("Enclave", "", "it is entered by `async with`")
+        return self._session
+
+    @property
+    def verified(self) -> VerifiedDocument:
+        """What the enclave has proved."""
+        return self.session.verified
+
+    async def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        environment: Mapping[str, str] | None = None,
+        directory: str | None = None,
+        user: str | None = None,
+        timeout_s: float | None = None,
+        system: bool = False,
+        check: bool = False,
+    ) -> Result:
+        """Run a command, word by word, and return its status and outputs.
+
+        Raises: RequestRefused if it could not be run, InputError for outputs of more than 64 MiB, TransportError;
+            with `check` CommandError for a status other than 0.
+        """
+        request = ExecRequest(
+            argv=list(argv),
+            stdin=stdin is not None,
+            environment=dict(environment or {}),
+            directory=directory,
+            user=user,
+            timeout_s=timeout_s,
+            system=system,
+        )
+        try:
+            async with self._run(request) as process:
+                result = await process.communicate(stdin)
+        except BaseExceptionGroup as group:  # of the tasks of `communicate`; the first says what went wrong
+            raise group.exceptions[0] from None
+        if check and result.status:
+            tail = result.stderr[-TAIL_BYTES:].decode(errors="replace")
+            raise CommandError("run a command in the enclave", list(argv), result.status, tail)
+        return result
+
+    @contextlib.asynccontextmanager
+    async def start(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bool = False,
+        environment: Mapping[str, str] | None = None,
+        directory: str | None = None,
+        user: str | None = None,
+        timeout_s: float | None = None,
+        system: bool = False,
+    ) -> AsyncIterator[Process]:
+        """Yield a command under way, with streams; it is ended when the block is left. Raises as `exec`."""
+        request = ExecRequest(
+            argv=list(argv),
+            stdin=stdin,
+            environment=dict(environment or {}),
+            directory=directory,
+            user=user,
+            timeout_s=timeout_s,
+            system=system,
+        )
+        async with self._run(request) as process:
+            yield process
+
+    @contextlib.asynccontextmanager
+    async def _run(self, request: ExecRequest) -> AsyncIterator[Process]:
+        async with self.session.open(request) as stream:
+            await receive(stream, Kind.OPENED)
+            process = Process(stream)
+            try:
+                yield process
+            finally:
+                await process.stop()
+
+    async def put(
+        self,
+        source: str | os.PathLike[str],
+        path: str,
+        options: CopyOptions = KEEP_ALL_BUT_OWNERS,
+        *,
+        system: bool = False,
+    ) -> int:
+        """Copy a file or a tree of ours to `path` in the enclave, each file whole or not at all; return the bytes."""
+        chosen = replace(options, system=system or options.system)
+        return (await copy_in(self.session, os.fspath(source), path, chosen)).size
+
+    async def get(
+        self,
+        path: str,
+        target: str | os.PathLike[str],
+        options: CopyOptions = KEEP_ALL_BUT_OWNERS,
+        *,
+        system: bool = False,
+    ) -> int:
+        """Copy a file or a tree of the enclave to `target`, each file whole or not at all; return the bytes."""
+        chosen = replace(options, system=system or options.system)
+        return (await copy_out(self.session, path, os.fspath(target), chosen)).size
+
+    async def info(self) -> Info:
+        """Return what the enclave says about itself and grants us."""
+        return await self.session.ask(InfoRequest(), Kind.INFO, Info)
+
+    async def ping(self) -> float:
+        """Return the seconds to the enclave and back."""
+        return await self.session.ping()

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two ends of a connection over a socket pair: streams of both sides, their ends, credit, limits, signs of life."""
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+from enclavekit_core.errors import RemoteProtocolError, TransportError
+from enclavekit_pipeline.channel import mux
+from enclavekit_pipeline.channel.mux import Connection, RequestRefused, StreamClosed
+from enclavekit_pipeline.wire import liveness
+from enclavekit_pipeline.wire.flow import WINDOW_BYTES
+from enclavekit_pipeline.wire.frames import ENCLAVE_STREAMS, HOST_STREAMS, Frame, Kind, encode, encode_credit
+from enclavekit_pipeline.wire.numbering import MAX_STREAMS
+
+WAIT_S = 20
+
+
+@contextlib.asynccontextmanager
+async def pair(run_enclave=True):
+    """Yield (host's end, enclave's end)."""
+    ours, theirs = socket.socketpair()
+    host = Connection(*await asyncio.open_connection(sock=ours), "enclave")
+    enclave = Connection(*await asyncio.open_connection(sock=theirs), "host", opens=ENCLAVE_STREAMS)
+    tasks = [asyncio.create_task(end.run()) for end in ((host, enclave) if run_enclave else (host,))]
+    try:
+        async with asyncio.timeout(WAIT_S):
+            yield host, enclave
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for end in (host, enclave):
+            end.abort()
+
+
+async def opened(sender, receiver, payload=b"{}"):
+    """Return both ends of a new stream."""
+    stream = await sender.open_stream()
+    await stream.send(Kind.OPEN, payload)
+    taken, frame = await receiver.opened.get()
+    assert frame.payload == payload
+    return stream, taken
+
+
+async def test_both_sides_open_streams_with_numbers_of_their_own():
+    async with pair() as (host, enclave):
+        host.accepting = True
+        ours, theirs = await opened(host, enclave)
+        back, taken = await opened(enclave, host)
+        assert ours.number == theirs.number == HOST_STREAMS[0]
+        assert back.number == taken.number == ENCLAVE_STREAMS[0]
+        for sender, receiver in ((ours, theirs), (back, taken)):
+            await sender.send_data(Kind.STDOUT, b"data")
+            assert (await receiver.receive()).payload == b"data"
+
+
+async def test_closed_stream_gives_what_was_sent_then_an_end():
+    async with pair() as (host, enclave):
+        ours, theirs = await opened(host, enclave)
+        await theirs.send_data(Kind.STDOUT, b"last words")
+        theirs.close()
+        assert (await ours.receive()).payload == b"last words"
+        for _ in range(2):
+            with pytest.raises(StreamClosed):
+                await ours.receive()
+        with pytest.raises(StreamClosed):
+            await ours.send(Kind.SIGNAL, b"\x0f")
+        assert ours.closed_by_peer.is_set()
+        assert not host.has_ended
+
+
+async def test_sender_without_credit_learns_of_the_close_and_of_the_reason():
+    async with pair() as (host, enclave):
+        ours, theirs = await opened(host, enclave)
+        sending = asyncio.create_task(ours.send_data(Kind.STDIN, bytes(2 * WINDOW_BYTES)))
+        for _ in range(WINDOW_BYTES // 65536):
+            await theirs.receive()
+        await theirs.send(Kind.ERROR, b'{"code":"denied","message":"cannot do that: no"}')
+        theirs.close()
+        with pytest.raises(RequestRefused, match="cannot do that: no"):
+            await sending
+
+
+async def test_number_is_free_only_when_both_have_closed():
+    async with pair() as (host, enclave):
+        streams = [await opened(host, enclave) for _ in range(MAX_STREAMS)]
+        waiting = asyncio.create_task(host.open_stream())
+        streams[0][0].close()
+        await host.ping()
+        assert not waiting.done()  # the enclave has not closed it yet
+        await enclave.send(Frame(Kind.STDOUT, b"too late, and dropped", 1))
+        streams[0][1].close()
+        stream = await waiting
+        assert stream.number == HOST_STREAMS[MAX_STREAMS]  # numbers come in turn
+        await stream.send(Kind.OPEN, b"{}")  # room on the other side, too
+        await host.ping()
+
+
+async def test_half_close_lets_open_streams_go_on():
+    async with pair() as (host, enclave):
+        ours, theirs = await opened(host, enclave)
+        host.finish()
+        assert await enclave.opened.get() is None
+        assert enclave.peer_finished
+        await theirs.send_data(Kind.STDOUT, b"still")
+        assert (await ours.receive()).payload == b"still"
+        assert not enclave.has_ended
+
+
+async def test_end_of_the_connection_reaches_every_waiter():
+    async with pair() as (host, enclave):
+        ours, _theirs = await opened(host, enclave)
+        receiving = asyncio.create_task(ours.receive())
+        pinging = asyncio.create_task(asyncio.sleep(0))
+        enclave.abort()
+        with pytest.raises(TransportError):
+            await receiving
+        await pinging
+        for step in (host.open_stream(), host.ping(), ours.send(Kind.STDIN, b"x")):
+            with pytest.raises(TransportError):
+                await step
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        encode(Frame(Kind.OPEN, b"{}", 0x8000)),  # nobody has asked for streams from there
+        encode(Frame(Kind.OPEN, b"{}", 5)),  # a number of ours
+        encode(Frame(Kind.STDOUT, b"x", 9)),  # never opened
+        encode(Frame(Kind.OPEN, b"{}", 1)),
+        encode(Frame(Kind.CLOSE, b"", 1)) * 2,
+        encode(Frame(Kind.CLOSE, b"", 1)) + encode(Frame(Kind.STDOUT, b"x", 1)),
+        encode(Frame(Kind.STDOUT, b"", 1, end=True)) + encode(Frame(Kind.STDOUT, b"x", 1)),
+        encode(Frame(Kind.STDOUT, bytes(65536), 1)) * 17,  # one more than the credit
+        encode_credit(1, Kind.STDIN, 2**32 - 1),
+        encode(Frame(Kind.CREDIT, b"", 1)),
+        encode(Frame(Kind.DONE, b"{}", 1)) * 65,
+        encode(Frame(Kind.PING, b"x")) * 9,
+        encode(Frame(Kind.PING, bytes(33))),
+        encode(Frame(Kind.HELLO, b"{}")),
+        encode(Frame(Kind.STDOUT, b"x")),
+        encode(Frame(Kind.ERROR, b"nonsense")),
+        b"\xff" * 8,
+    ],
+)
+async def test_what_breaks_the_rules_ends_the_connection(wire):
+    async with pair(run_enclave=False) as (host, enclave):
+        ours = await host.open_stream()
+        await enclave.send_raw(wire)
+        with pytest.raises(RemoteProtocolError) as caught:
+            while True:
+                await ours.receive()
+        assert not isinstance(caught.value, StreamClosed) or b"\x1a" in wire[:1]
+        while not host.has_ended:
+            await asyncio.sleep(0)
+        assert isinstance(host.failure(), RemoteProtocolError)
+
+
+async def test_more_streams_than_allowed_end_the_connection():
+    async with pair(run_enclave=False) as (host, enclave):
+        host.accepting = True
+        for number in ENCLAVE_STREAMS[: MAX_STREAMS + 1]:
+            await enclave.send(Frame(Kind.OPEN, b"{}", number))
+        taken = 0
+        while await host.opened.get() is not None:
+            taken += 1
+        assert taken == MAX_STREAMS
+        assert isinstance(host.failure(), RemoteProtocolError)
+
+
+async def test_ping_is_answered():
+    async with pair() as (host, enclave):
+        assert 0 < await host.ping() < WAIT_S
+        assert all(await asyncio.gather(host.ping(), enclave.ping(), host.ping()))
+
+
+async def test_peer_that_reads_nothing_is_given_up(monkeypatch):
+    class Hasty(liveness.Liveness):
+        def __init__(self, now):
+            super().__init__(now, interval_s=0.01, patience_s=0.05)
+
+    monkeypatch.setattr(mux, "Liveness", Hasty)
+    async with pair(run_enclave=False) as (host, _):
+        assert await host.opened.get() is None
+        assert "does not answer" in str(host.failure())
