@@ -33,6 +33,7 @@ class Kind(enum.IntEnum):
     STDIN, STDOUT, STDERR = 18, 19, 20
     CREDIT, SIGNAL, EXIT, DONE, ERROR = 21, 22, 23, 24, 25
     CLOSE, INFO = 26, 27
+    RESIZE, JOB, JOBS, PROCESSES, GAP, SIGNALLED = 56, 57, 58, 59, 60, 61
 
 
 DATA_KINDS = frozenset({Kind.STDIN, Kind.STDOUT, Kind.STDERR})
