@@ -12,7 +12,8 @@ from enclavekit_core.cli import run_command
 from enclavekit_core.errors import EnclavekitError
 
 USAGE_ERROR = 2  # argparse
-COMMANDS = ("exec", "cp", "ping", "info", "keygen", "listen")  # in the order of the help
+# in the order of the help
+COMMANDS = ("exec", "shell", "cp", "jobs", "logs", "attach", "kill", "ps", "ping", "info", "keygen", "listen", "run")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -81,7 +81,10 @@ def confinement(request: Surroundings, grant: Grant, root: Root, account: Accoun
         directory = request.directory or "/"
         steps: list[Step] = []
         if root.path != "/":
-            steps += [("enter its root", lambda: os.fchdir(root.descriptor)), ("enter its root", lambda: os.chroot("."))]
+            steps += [
+                ("enter its root", lambda: os.fchdir(root.descriptor)),
+                ("enter its root", lambda: os.chroot(".")),
+            ]
         steps.append((f"enter {directory}", lambda: os.chdir(directory)))
         if request.terminal is not None:
             steps.append(("take its terminal", lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)))

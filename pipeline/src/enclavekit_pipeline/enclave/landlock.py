@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Landlock: a fence of paths that the kernel keeps around a process and all that it starts.
 
-The set of rules is made before the fork; in the child one system call puts it on. Source: landlock(7), linux/landlock.h.
+The set of rules is made before the fork; in the child one system call puts it on. Source: landlock(7),
+linux/landlock.h.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our ends of a command's pipes, or of its terminal, on the event loop: non-blocking, so that "all that is in there now" can be known."""
+"""Our ends of a command's pipes, or of its terminal, on the event loop: non-blocking, so that "all that is in there
+now" can be known.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from enclavekit_pipeline.enclave.jobs import Jobs
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.workplace import Workplace
 from enclavekit_pipeline.wire.frames import Kind
-from enclavekit_pipeline.wire.job_messages import MAX_NAME_CHARS, ProcessInfo, Processes, PsRequest
+from enclavekit_pipeline.wire.job_messages import MAX_NAME_CHARS, Processes, ProcessInfo, PsRequest
 from enclavekit_pipeline.wire.messages import encode_payload
 
 MAX_PROCESSES = 4096  # sent; an app that forks without end is seen by the first of them

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 
 from enclavekit_core.errors import RemoteProtocolError

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import msgspec
@@ -13,7 +14,8 @@ from enclavekit_pipeline.wire.messages import Message, Size, malformed
 MAX_SIGNAL = 64  # SIGRTMAX
 MAX_PID = 2**22  # PID_MAX_LIMIT
 MAX_NAME_CHARS = 256  # of a command in a list; far more is no name
-JobId = Annotated[str, msgspec.Meta(pattern="^j[1-9][0-9]{0,8}$")]
+JOB_ID = re.compile("^j[1-9][0-9]{0,8}$")
+JobId = Annotated[str, msgspec.Meta(pattern=JOB_ID.pattern)]
 Pid = Annotated[int, msgspec.Meta(ge=1, le=MAX_PID)]
 SignalNumber = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIGNAL)]
 Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
