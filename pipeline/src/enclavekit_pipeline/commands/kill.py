@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIG",
         help="name or number (default: TERM)",
     )
-    parser.add_argument("cid", metavar="CID", help="of the enclave")
+    parser.add_argument("cid", metavar="ENCLAVE", help="CID, name or id")
     parser.add_argument("what", metavar="JOB|PID", help="a job, with all that it has started, or one process")
 
 

@@ -20,7 +20,7 @@ SCRIPT = 'if command -v bash >/dev/null 2>&1; then exec bash -c "$1"; else exec 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
-    parser.add_argument("--cid", required=True, metavar="CID", help="of the enclave")
+    parser.add_argument("--cid", required=True, metavar="ENCLAVE", help="CID, name or id")
     parser.add_argument("--command", required=True, dest="line", metavar="LINE", help="what the shell is to run")
     parser.add_argument("--no-wait", action="store_true", help="leave it running and print its job: see logs")
 

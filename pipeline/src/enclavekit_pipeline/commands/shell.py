@@ -26,7 +26,7 @@ FAILURE_STATUS = 255  # as exec
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
     add_surrounding_flags(parser)
-    parser.add_argument("cid", metavar="CID", help="of the enclave")
+    parser.add_argument("cid", metavar="ENCLAVE", help="CID, name or id")
 
 
 def run(args: argparse.Namespace) -> int:
