@@ -158,6 +158,18 @@ def test_job_with_a_terminal_is_entered_and_left_by_keys(enclave):
     enclave.run("kill", "-s", "HUP", CID, job)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_to_who_has_attached_leaves_the_terminal_in_order(enclave, number):
+    job = detach(enclave, "echo ready; while read line; do echo got $line; done", "-i", "-t")
+    with contextlib.closing(Window(enclave, "attach", CID, job)) as one:
+        one.type(b"x\r")
+        one.wait_for(b"got x")
+        one.process.send_signal(number)
+        assert one.end() == 0
+    assert jobs(enclave)[job]["ended"] is None
+    enclave.run("kill", CID, job, "-s", "KILL")
+
+
 def test_jobs_are_their_client_s(enclave):
     job = detach(enclave, "exec sleep 1000")
     done = enclave.run("exec", "-d", CID, "--", "sleep", "1000", identity="bob")
@@ -171,7 +183,7 @@ def test_jobs_are_their_client_s(enclave):
         assert b"somebody else's" in done.stderr
     for words in (("jobs", "--system", CID), ("logs", "--system", CID, job), ("kill", "--system", CID, job)):
         assert b"may not act on the system" in enclave.run(*words, identity="bob").stderr
-    assert b"may not jobs" in enclave.run("jobs", CID, identity="mallory").stderr
+    assert b"may not exec" in enclave.run("jobs", CID, identity="mallory").stderr
     assert enclave.run("kill", "--system", CID, other).returncode == 0
     assert enclave.run("kill", CID, job).returncode == 0
 

@@ -147,8 +147,8 @@ class Clients:
 
 def check_request(grant: Grant, request: Request) -> None:
     """Raises Refused if the grant does not cover the request; paths of copies are checked again once resolved."""
-    verb = verb_of(request)
-    if not _may_use(grant, request, verb):
+    verb = _needed_verb(request)
+    if verb not in grant.allow and verb not in FREE_VERBS:
         raise Refused(f"{grant.name} may not {verb}")
     if request.system and not grant.system:
         raise Refused(f"{grant.name} may not act on the system")
@@ -166,13 +166,13 @@ def may_see_job(grant: Grant, owner: str, *, system: bool) -> bool:
     return owner == grant.name or system
 
 
-def _may_use(grant: Grant, request: Request, verb: str) -> bool:
+def _needed_verb(request: Request) -> str:
     # who may run commands may also look after those that he left running
     if isinstance(request, JobsRequest | LogsRequest | AttachRequest) or (
         isinstance(request, KillRequest) and request.job is not None
     ):
-        return "exec" in grant.allow
-    return verb in grant.allow or verb in FREE_VERBS
+        return "exec"
+    return verb_of(request)
 
 
 def _check_surroundings(grant: Grant, request: ExecRequest | ShellRequest) -> None:

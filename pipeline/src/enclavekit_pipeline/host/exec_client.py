@@ -12,12 +12,13 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any
 
 from enclavekit_core.errors import InputError, TransportError, describe_cause
 
 from enclavekit_pipeline.channel.mux import Stream
 from enclavekit_pipeline.host.client import Target, receive
-from enclavekit_pipeline.host.session import open_request
+from enclavekit_pipeline.host.session import Session, open_request
 from enclavekit_pipeline.host.terminal import STDERR, STDIN, STDOUT, DetachKeys, raw_terminal, window_size
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit, ShellRequest
 from enclavekit_pipeline.wire.frames import MAX_PAYLOAD_BYTES, Kind
@@ -29,10 +30,10 @@ TIMED_OUT = 124  # as timeout(1)
 TARGETS = {Kind.STDOUT: STDOUT, Kind.STDERR: STDERR}
 
 
-async def run_exec(target: Target, request: ExecRequest | ShellRequest) -> int:
+async def run_exec(where: Target | Session, request: ExecRequest | ShellRequest) -> int:
     """Run the command and return its exit status. Raises InputError and what `open_request` raises."""
     stdin = isinstance(request, ShellRequest) or request.stdin
-    async with open_request(target, request) as stream, companions() as background:
+    async with open_request(where, request) as stream, companions() as background:
         # before the answer: the command may already run when it is on its way, and our signals are the command's
         with forwarded_signals(stream, background):
             await receive(stream, Kind.OPENED)
@@ -42,9 +43,9 @@ async def run_exec(target: Target, request: ExecRequest | ShellRequest) -> int:
                 return await take_output(stream)
 
 
-async def start_job(target: Target, request: ExecRequest) -> JobInfo:
+async def start_job(where: Target | Session, request: ExecRequest) -> JobInfo:
     """Start a detached command. Raises InputError and what `open_request` raises."""
-    async with open_request(target, request) as stream:
+    async with open_request(where, request) as stream:
         await receive(stream, Kind.OPENED)
         return decode_payload(JobInfo, (await receive(stream, Kind.JOB)).payload)
 
@@ -134,12 +135,13 @@ def forwarded_signals(stream: Stream, background: set[asyncio.Task[None]]) -> It
     """
     loop = asyncio.get_running_loop()
     seen: set[int] = set()
+    before: dict[int, Any] = {}
 
     def forward(number: int) -> None:
         start(background, stream.send(Kind.SIGNAL, bytes([number])))
         if number in seen or number == signal.SIGHUP:
             loop.remove_signal_handler(number)
-            signal.signal(number, lambda *_: sys.exit(128 + number))
+            before[number] = signal.signal(number, lambda *_: sys.exit(128 + number))
         seen.add(number)
 
     for number in FORWARDED_SIGNALS:
@@ -149,6 +151,8 @@ def forwarded_signals(stream: Stream, background: set[asyncio.Task[None]]) -> It
     finally:
         for number in FORWARDED_SIGNALS:
             loop.remove_signal_handler(number)
+        for known, handler in before.items():
+            signal.signal(known, handler)
 
 
 @contextlib.contextmanager

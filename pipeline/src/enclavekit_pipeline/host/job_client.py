@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 
 from enclavekit_core.errors import RemoteProtocolError
@@ -12,6 +11,7 @@ from enclavekit_core.errors import RemoteProtocolError
 from enclavekit_pipeline.channel.mux import Stream
 from enclavekit_pipeline.host.client import Target, receive
 from enclavekit_pipeline.host.exec_client import (
+    FORWARDED_SIGNALS,
     TARGETS,
     companions,
     own_terminal,
@@ -20,7 +20,7 @@ from enclavekit_pipeline.host.exec_client import (
     status_of,
     write_all,
 )
-from enclavekit_pipeline.host.session import open_request
+from enclavekit_pipeline.host.session import Session, open_request
 from enclavekit_pipeline.wire.frames import Kind
 from enclavekit_pipeline.wire.job_messages import (
     AttachRequest,
@@ -39,15 +39,15 @@ from enclavekit_pipeline.wire.messages import decode_payload
 MAX_PROCESSES = 100_000  # an enclave that lists processes without end is broken
 
 
-async def list_jobs(target: Target, request: JobsRequest) -> list[JobInfo]:
-    async with open_request(target, request) as stream:
+async def list_jobs(where: Target | Session, request: JobsRequest) -> list[JobInfo]:
+    async with open_request(where, request) as stream:
         return decode_payload(JobList, (await receive(stream, Kind.JOBS)).payload).jobs
 
 
-async def list_processes(target: Target, request: PsRequest) -> tuple[list[ProcessInfo], int]:
+async def list_processes(where: Target | Session, request: PsRequest) -> tuple[list[ProcessInfo], int]:
     """Return the processes, and how many more there are."""
     found: list[ProcessInfo] = []
-    async with open_request(target, request) as stream:
+    async with open_request(where, request) as stream:
         while len(found) < MAX_PROCESSES:
             part = decode_payload(Processes, (await receive(stream, Kind.PROCESSES)).payload)
             found += part.processes
@@ -56,29 +56,27 @@ async def list_processes(target: Target, request: PsRequest) -> tuple[list[Proce
     raise RemoteProtocolError("cannot list processes: the enclave sends them without end")
 
 
-async def send_kill(target: Target, request: KillRequest) -> None:
-    async with open_request(target, request) as stream:
+async def send_kill(where: Target | Session, request: KillRequest) -> None:
+    async with open_request(where, request) as stream:
         await receive(stream, Kind.SIGNALLED)
 
 
-async def show_logs(target: Target, request: LogsRequest) -> None:
+async def show_logs(where: Target | Session, request: LogsRequest) -> None:
     """Write a job's output to ours, kind by kind."""
-    async with open_request(target, request) as stream:
+    async with open_request(where, request) as stream:
         await receive(stream, Kind.JOB)
         await take_job_output(stream)
 
 
-async def attach(target: Target, request: AttachRequest, *, stdin: bool) -> int:
+async def attach(where: Target | Session, request: AttachRequest, *, stdin: bool) -> int:
     """Show what the job writes and, if it takes input, give it ours; return its status, or 0 if we left it running."""
-    async with open_request(target, request) as stream:
+    async with open_request(where, request) as stream:
         info = decode_payload(JobInfo, (await receive(stream, Kind.JOB)).payload)
         left = asyncio.Event()
         loop = asyncio.get_running_loop()
         async with companions() as background:
-            if not info.terminal:
-                # these leave the job; with a terminal they are keys, and the detach keys leave it
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    loop.add_signal_handler(number, left.set)
+            for number in FORWARDED_SIGNALS:  # not here: they leave the job, and our terminal in order
+                loop.add_signal_handler(number, left.set)
             with own_terminal(stream, background, wanted=info.terminal, raw=stdin and info.stdin):
                 if stdin and info.stdin:
                     start(background, send_stdin(stream, left.set if info.terminal else None))
@@ -91,6 +89,8 @@ async def attach(target: Target, request: AttachRequest, *, stdin: bool) -> int:
                     for task in (output, leaving):
                         task.cancel()
                     await asyncio.gather(output, leaving, return_exceptions=True)
+                    for number in FORWARDED_SIGNALS:
+                        loop.remove_signal_handler(number)
         if ended is not None:
             return status_of(ended)
         print(f"pipeline: {info.job} runs on", file=sys.stderr)
