@@ -56,6 +56,11 @@ def test_fences_of_the_manifest_are_around_the_command(confined):
     enter(confined, "kill", confined.cid, "1", expect=3)
 
 
+def test_commands_are_started_by_the_small_process(confined, enclave):
+    """It has to work with the interpreter that is in the image, too."""
+    assert "forker.py" in enclave.shell.output(*enclave.pipeline("ps", "--system", enclave.cid))
+
+
 def test_ps_shows_the_app_and_nothing_of_the_framework(confined):
     listed = enter(confined, "ps", confined.cid).stdout.decode()
     assert "httpd" in listed

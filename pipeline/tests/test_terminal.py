@@ -126,7 +126,7 @@ def test_terminal_is_restored_when_a_signal_ends_us(window, number):
         one.process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             one.process.wait(0.1)
-    assert one.end() == 128 + number
+    assert one.end() in (128 + number, -number)  # the latter if one more came while it was leaving
 
 
 def test_terminal_is_restored_when_the_enclave_goes(inside, tmp_path):

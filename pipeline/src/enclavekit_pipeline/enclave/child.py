@@ -10,25 +10,24 @@ import fcntl
 import os
 import signal
 import struct
-import subprocess
 import termios
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from enclavekit_core.errors import InputError, describe_cause
 
 from enclavekit_pipeline.enclave.clients import Grant
-from enclavekit_pipeline.enclave.confine import Account, Step, confinement, find_account
+from enclavekit_pipeline.enclave.confine import Account, confinement, find_account
 from enclavekit_pipeline.enclave.pipes import InputPipe, OutputPipe
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.sessions import signal_session
 from enclavekit_pipeline.enclave.shell import LOGIN_FLAG, find_shell
+from enclavekit_pipeline.enclave.starting import Process, Starter
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit, ShellRequest, WindowSize
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SIGNAL_BASE = 128
 WINSIZE = struct.Struct("HHHH")  # rows, columns, and two that nobody uses: struct winsize, ioctl_tty(2)
-MAX_STEP_BYTES = 512  # of the name of a step that failed
+MAX_PATH_FOLDERS = 64
 END_OF_INPUT = b"\x04"  # what a terminal takes for it, typed at the beginning of a line
 
 
@@ -38,7 +37,7 @@ class Child:
     carries both.
     """
 
-    process: subprocess.Popen[bytes]
+    process: Process
     stdin: InputPipe | None
     stdout: OutputPipe
     stderr: OutputPipe | None
@@ -117,8 +116,15 @@ class Program:
     path: str | None = None
     """Where argv[0] is not it."""
 
+    def candidates(self, environment: dict[str, str]) -> list[str]:
+        """Return where it may be, in this order: as a shell looks for it in the command's own PATH."""
+        name = self.path or self.argv[0]
+        if "/" in name:
+            return [name]
+        return [os.path.join(folder, name) for folder in environment["PATH"].split(":")[:MAX_PATH_FOLDERS]]
 
-def spawn(request: ExecRequest | ShellRequest, grant: Grant, root: Root) -> Child:
+
+def spawn(request: ExecRequest | ShellRequest, grant: Grant, root: Root, starter: Starter) -> Child:
     """Start the command, or the shell, in `root`. Raises InputError with the cause it could not be started for."""
     account = find_account(request, grant, root)
     if isinstance(request, ShellRequest):
@@ -132,108 +138,73 @@ def spawn(request: ExecRequest | ShellRequest, grant: Grant, root: Root) -> Chil
     if program.path is not None:
         environment["SHELL"] = program.path
     environment |= request.environment
-    with (
-        contextlib.ExitStack() as ours,
-        contextlib.ExitStack() as theirs,
-        confinement(request, grant, root, account) as steps,
-    ):
-        if request.terminal is not None:
-            return _spawn_on_terminal(program, request.terminal, account, environment, steps, ours, theirs)
-        return _spawn_on_pipes(program, environment, steps, ours, theirs)
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+        todo = theirs.enter_context(confinement(request, grant, root, account))
+        order = (
+            [os.fsencode(path) for path in program.candidates(environment)],
+            [os.fsencode(word) for word in program.argv],
+            {os.fsencode(name): os.fsencode(value) for name, value in environment.items()},
+            todo.steps,
+        )
+        ends = _open_terminal(request.terminal, account) if request.terminal is not None else _open_pipes(program.stdin)
+        for descriptor in ends.ours:
+            ours.callback(os.close, descriptor)
+        for descriptor in set(ends.theirs):
+            theirs.callback(os.close, descriptor)
+        process = starter.start(order, [*ends.theirs, *todo.descriptors])
+        ours.pop_all()
+    return _child(process, ends, stdin=program.stdin)
 
 
-def _spawn_on_pipes(
-    program: Program,
-    environment: dict[str, str],
-    steps: list[Step],
-    ours: contextlib.ExitStack,
-    theirs: contextlib.ExitStack,
-) -> Child:
-    pipes: list[tuple[int, int]] = []  # ours, the command's
-    for _ in range(3):
-        read, write = os.pipe2(os.O_CLOEXEC)
-        mine, its = (write, read) if not pipes else (read, write)
-        ours.callback(os.close, mine)
-        theirs.callback(os.close, its)
-        pipes.append((mine, its))
-    standard = (pipes[0][1] if program.stdin else subprocess.DEVNULL, pipes[1][1], pipes[2][1])
-    process = _start(program, environment, steps, standard)
-    ours.pop_all()
-    stdin = InputPipe(pipes[0][0])
-    if not program.stdin:
-        stdin.close()
-    return Child(process, stdin if program.stdin else None, OutputPipe(pipes[1][0]), OutputPipe(pipes[2][0]))
+@dataclass(frozen=True)
+class Ends:
+    """Descriptors of the command's standard input, output and error, and ours of them."""
+
+    theirs: tuple[int, int, int]
+    ours: list[int]
+    """Input, output, error; of a terminal the first two, for one each."""
 
 
-def _spawn_on_terminal(
-    program: Program,
-    size: WindowSize,
-    account: Account,
-    environment: dict[str, str],
-    steps: list[Step],
-    ours: contextlib.ExitStack,
-    theirs: contextlib.ExitStack,
-) -> Child:
+def _open_pipes(stdin: bool) -> Ends:
+    """Raises InputError if there are no descriptors left."""
+    opened: list[int] = []
     try:
-        mine, its = os.openpty()  # both close on exec
-        ours.callback(os.close, mine)
-        theirs.callback(os.close, its)
+        for _ in range(3):
+            opened += os.pipe2(os.O_CLOEXEC)
+        if not stdin:
+            for index in (0, 1):
+                os.close(opened[index])
+                opened[index] = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        for descriptor in opened:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        raise InputError("open", "pipes in the enclave", describe_cause(exc)) from exc
+    return Ends((opened[0], opened[3], opened[5]), [opened[1], opened[2], opened[4]])
+
+
+def _open_terminal(size: WindowSize, account: Account) -> Ends:
+    """Raises InputError if there is none to be had."""
+    opened: list[int] = []
+    try:
+        opened += os.openpty()  # both close on exec
+        mine, its = opened
         set_size(mine, size)
         if account.changes:
             os.fchown(its, account.uid, account.gid)  # so that the command may open it again, as /dev/tty
-        second = os.dup(mine)  # one for each direction: each side closes its own
-        ours.callback(os.close, second)
+        return Ends((its, its, its), [os.dup(mine), mine])  # one for each direction: each side closes its own
     except OSError as exc:
+        for descriptor in opened:
+            os.close(descriptor)
         raise InputError("open", "a terminal in the enclave", describe_cause(exc)) from exc
-    process = _start(program, environment, steps, (its, its, its))
-    ours.pop_all()
-    stdin: InputPipe | None = InputPipe(second)
-    if not program.stdin:
-        assert stdin is not None
-        stdin.close()
-        stdin = None
-    return Child(process, stdin, OutputPipe(mine), None, mine)
 
 
-def _start(
-    program: Program, environment: dict[str, str], steps: list[Step], standard: tuple[int, int, int]
-) -> subprocess.Popen[bytes]:
-    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # the name of the step that failed
-    try:
-        return subprocess.Popen(
-            program.argv,
-            executable=program.path,
-            stdin=standard[0],
-            stdout=standard[1],
-            stderr=standard[2],
-            env=environment,
-            start_new_session=True,
-            preexec_fn=_runner(steps, write),
-        )
-    except OSError as exc:
-        raise InputError("run", repr(program.argv[0]), describe_cause(exc)) from exc
-    except subprocess.SubprocessError as exc:
-        with contextlib.suppress(BlockingIOError):
-            if failed := os.read(read, MAX_STEP_BYTES):
-                raise InputError("run", repr(program.argv[0]), failed.decode(errors="replace")) from exc
-        raise InputError("run", repr(program.argv[0]), "its process could not be prepared") from exc
-    finally:
-        os.close(read)
-        os.close(write)
-
-
-def _runner(steps: list[Step], report: int) -> Callable[[], None]:
-    """Return what runs in the child between fork and exec."""
-
-    def run() -> None:
-        for name, action in steps:
-            try:
-                action()
-            except Exception as exc:
-                os.write(report, f"it could not {name}: {describe_cause(exc)}".encode()[:MAX_STEP_BYTES])
-                raise
-
-    return run
+def _child(process: Process, ends: Ends, *, stdin: bool) -> Child:
+    pipe = InputPipe(ends.ours[0])
+    if not stdin:
+        pipe.close()
+    output, error = OutputPipe(ends.ours[1]), OutputPipe(ends.ours[2]) if len(ends.ours) > 2 else None
+    return Child(process, pipe if stdin else None, output, error, ends.ours[1] if error is None else None)
 
 
 def set_size(terminal: int, size: WindowSize) -> None:

@@ -31,7 +31,7 @@ async def serve_exec(request: ExecRequest | ShellRequest, grant: Grant, stream: 
     Raises: InputError if it cannot be started, Refused if too many run, what `Stream` raises when the caller goes away.
     """
     with place.command_slot():
-        child = spawn(request, grant, place.root_of(request))
+        child = spawn(request, grant, place.root_of(request), place.starter)
         ended = asyncio.ensure_future(place.in_thread(child.wait))
         tasks: list[asyncio.Task[None]] = []
         try:

@@ -31,7 +31,9 @@ from enclavekit_pipeline.wire.messages import Opened, decode_payload, encode_pay
 async def serve_detached(request: ExecRequest, grant: Grant, stream: Stream, place: Workplace, jobs: Jobs) -> str:
     """Start a job and say which it is. Raises what `Jobs.start` does."""
     root = place.root_of(request)
-    job = jobs.start(grant, request.argv[0], lambda: spawn(request, grant, root), place, request.timeout_s)
+    job = jobs.start(
+        grant, request.argv[0], lambda: spawn(request, grant, root, place.starter), place, request.timeout_s
+    )
     await stream.send(Kind.OPENED, encode_payload(Opened()))
     await stream.send(Kind.JOB, encode_payload(job.info))
     return f"job {job.id}"

@@ -31,6 +31,7 @@ from enclavekit_pipeline.enclave.serve_copy import serve_copy_in, serve_copy_out
 from enclavekit_pipeline.enclave.serve_exec import serve_exec
 from enclavekit_pipeline.enclave.serve_info import serve_info
 from enclavekit_pipeline.enclave.serve_jobs import serve_attach, serve_detached, serve_jobs, serve_kill, serve_logs
+from enclavekit_pipeline.enclave.starting import Starter
 from enclavekit_pipeline.enclave.workplace import MAX_THREADS, Workplace
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, ShellRequest
@@ -220,12 +221,13 @@ def listen(*, port: int, clients_path: str, root: str, nsm_path: str | None, rev
     except OSError as exc:
         raise ConfigError(root, "", (exc.strerror or str(exc)).lower()) from exc
     with (
+        contextlib.closing(Starter.launch()) as starter,
         ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="work") as threads,
         ThreadPoolExecutor(1, thread_name_prefix="nsm") as nsm_thread,
         NsmClient.open(nsm_path) as nsm,
         Listener(VsockAddress(CID_ANY, port)) as listener,
     ):
-        place = Workplace(app_root, system_root, threads)
+        place = Workplace(app_root, system_root, threads, starter)
         server = Server(TlsIdentity.generate(SERVICE), nsm, nsm_thread, clients, place, revocations)
         asyncio.run(serve(listener, server))
     return 0
