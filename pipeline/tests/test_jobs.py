@@ -10,7 +10,7 @@ import signal
 import subprocess
 
 import pytest
-from enclavekit_pipeline.enclave.clients import Refused
+from enclavekit_pipeline.enclave.clients import Grant, Refused
 from enclavekit_pipeline.enclave.job_ring import RING_BYTES, JobRing
 from enclavekit_pipeline.enclave.jobs import MAX_JOBS, MAX_JOBS_OF_CLIENT, Job, Jobs
 from enclavekit_pipeline.wire.exec_messages import Exit
@@ -218,6 +218,12 @@ async def test_oldest_ended_job_makes_room_and_running_ones_do_not():
         jobs._make_room("eve")
 
 
+async def test_no_room_no_job(monkeypatch):
+    monkeypatch.setattr("enclavekit_pipeline.enclave.jobs.MAX_JOBS_OF_CLIENT", 0)
+    with pytest.raises(Refused):
+        Jobs().start(Grant(name="a", allow=[]), "sh", lambda: pytest.fail("started"), None, None)
+
+
 def test_jobs_end_with_the_listener(inside, tmp_path, held):
     place = dataclasses.replace(inside, directory=tmp_path)
     with listening(place, [grant(inside, "alice", system=True)], cid=24):
@@ -225,6 +231,16 @@ def test_jobs_end_with_the_listener(inside, tmp_path, held):
         assert inside.run("exec", "-d", "--system", 24, "--", "sh", "-c", script).returncode == 0
         assert held.read() == b"up\n"
     assert held.read() == b""
+
+
+def test_jobs_end_with_a_listener_that_is_killed(inside, tmp_path, held):
+    place = dataclasses.replace(inside, directory=tmp_path)
+    with listening(place, [grant(inside, "alice", system=True)], cid=25) as listener:
+        script = f"exec 3> {held}; echo up >&3; exec sleep 1000"
+        assert inside.run("exec", "-d", "--system", 25, "--", "sh", "-c", script).returncode == 0
+        assert held.read() == b"up\n"
+        listener.kill()
+        assert held.read() == b""
 
 
 def test_ps_and_kill_of_processes(enclave, held):
