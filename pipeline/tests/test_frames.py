@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from enclavekit_core.errors import InputError, LocalProtocolError, ProtocolError, RemoteProtocolError
 from enclavekit_pipeline.wire import frames
-from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit
+from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit, WindowSize
 from enclavekit_pipeline.wire.flow import GRANT_BYTES, MIN_FRAME_COST, WINDOW_BYTES, ReceiveCredit, SendCredit
 from enclavekit_pipeline.wire.frames import Frame, FrameDecoder, Kind, decode_credit, encode, encode_credit
+from enclavekit_pipeline.wire.job_messages import Gap
 from enclavekit_pipeline.wire.messages import Failure, decode_payload, encode_payload
 from enclavekit_pipeline.wire.requests import decode_request
 from hypothesis import given
@@ -22,6 +23,11 @@ TABLE = {
     "1301ffff00000000": Frame(Kind.STDOUT, b"", 65535, end=True),
     "15000001000000051300040000": Frame(Kind.CREDIT, frames.CREDIT.pack(Kind.STDOUT, 0x40000), 1),
     "16000001000000010f": Frame(Kind.SIGNAL, b"\x0f", 1),
+    "38000001000000187b22726f7773223a32342c22636f6c756d6e73223a38307d": Frame(
+        Kind.RESIZE, encode_payload(WindowSize(rows=24, columns=80)), 1
+    ),
+    "3c0000030000000b7b22636f756e74223a377d": Frame(Kind.GAP, encode_payload(Gap(count=7)), 3),
+    "3d00000100000000": Frame(Kind.SIGNALLED, b"", 1),
 }
 SAMPLES = list(TABLE.values())
 WIRE = b"".join(map(encode, SAMPLES))

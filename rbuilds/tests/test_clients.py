@@ -3,20 +3,32 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
-from enclavekit_core.errors import InputError
-from enclavekit_rbuilds.manifest.clients import Client, parse_authorization, render_clients
+from enclavekit_core.errors import ConfigError, InputError
+from enclavekit_rbuilds.manifest.clients import (
+    PROFILES,
+    VERBS,
+    Client,
+    Fence,
+    check_client,
+    parse_authorization,
+    render_clients,
+)
+from enclavekit_rbuilds.manifest.merge import CLIENT_RULES
+from enclavekit_rbuilds.manifest.model import ClientEntry, Verb
 
 
 @pytest.mark.parametrize(
     ("suffix", "allow", "system"),
     [
-        ("", ["exec", "cp-in", "cp-out"], False),
+        ("", list(VERBS), False),
         (":exec", ["exec"], False),
         (":cp-out,exec,exec", ["exec", "cp-out"], False),
-        (":all", ["exec", "cp-in", "cp-out"], True),
+        (":all", list(VERBS), True),
+        (":shell", ["shell"], False),
     ],
 )
 def test_verbs(certificate, suffix: str, allow: list[str], system: bool) -> None:
@@ -37,8 +49,12 @@ def test_the_pipeline_accepts_the_file(certificate, tmp_path: Path) -> None:
     assert module.Clients.load(str(path))
 
 
-def test_fields_of_an_entry_are_those_that_the_pipeline_knows() -> None:
+def test_verbs_and_fields_are_those_that_the_pipeline_knows() -> None:
     module = pytest.importorskip("enclavekit_pipeline.enclave.clients", reason="pipeline is not installed")
+    assert get_args(Verb) == VERBS == module.VERBS
+    assert PROFILES == module.PROFILES
+    assert Fence.__struct_fields__ == module.Fence.__struct_fields__
+    assert {"certificate", "name", "allow", *CLIENT_RULES} == set(ClientEntry.__struct_fields__)
     assert set(Client.__struct_fields__) <= set(module.Grant.__struct_fields__)
 
 
@@ -80,3 +96,11 @@ def test_one_certificate_under_two_names_is_refused(certificate, tmp_path: Path)
     other.write_bytes(first.read_bytes())
     with pytest.raises(InputError, match="twice"):
         render_clients([parse_authorization(str(first)), parse_authorization(str(other))])
+
+
+@pytest.mark.parametrize(
+    "rule", [{"read": ["data"]}, {"write": ["/a/../b"]}, {"landlock": Fence(read=["x"])}, {"seccomp": "some"}]
+)
+def test_rules_that_the_listener_would_refuse_are_refused_at_build_time(rule: dict) -> None:
+    with pytest.raises(ConfigError):
+        check_client(Client("a", "PEM", ["exec"], **rule), "test")

@@ -15,6 +15,7 @@ from enclavekit_core.errors import ConfigError, EnclavekitError
 from enclavekit_rbuilds.build import BuildRequest
 from enclavekit_rbuilds.cli import build_parser, main
 from enclavekit_rbuilds.commands.build import request_from_args
+from enclavekit_rbuilds.manifest.clients import Fence
 from enclavekit_rbuilds.manifest.model import Manifest, load_manifest
 from enclavekit_rbuilds.manifest.schema import render_schema
 
@@ -34,7 +35,9 @@ network:
   mode: both
   egress: [{host: api.example.com, port: 443}]
   ingress: [{port: 8080, vsock_port: 18080}]
-clients: [{certificate: alice.crt, allow: all, name: ops}]
+clients:
+  - {certificate: alice.crt, allow: all, name: ops, commands: [[ls, "..."]], read: [/data], write: [], user: app,
+     environment: [LANG], landlock: {read: [/]}, seccomp: no-network}
 resources: {memory_mib: 2048, cpus: 4, cid: 16}
 runtime_config: {REGION: {type: string, default: eu-west-1}}
 kernel: {source: file, path: bzImage, sha256: %s}
@@ -69,6 +72,9 @@ def test_every_key_arrives_with_paths_below_the_files_own_directory(folder: Path
     assert [(rule.host, rule.port) for rule in built.network.egress] == [("api.example.com", 443)]
     assert [(rule.port, rule.vsock_port) for rule in built.network.ingress] == [(8080, 18080)]
     assert [(one.name, one.system) for one in built.clients] == [("ops", True)]
+    (ops,) = built.clients
+    assert (ops.commands, ops.read, ops.write, ops.user) == ([["ls", "..."]], ["/data"], [], "app")
+    assert (ops.environment, ops.landlock, ops.seccomp) == (["LANG"], Fence(read=["/"]), "no-network")
     assert (built.resources.memory_mib, built.resources.cpus, built.resources.cid) == (2048, 4, 16)
     assert [(name, one.default) for name, one in built.runtime_config.items()] == [("REGION", "eu-west-1")]
     assert (built.kernel.source, built.kernel.path) == ("file", str(folder / "bzImage"))

@@ -13,7 +13,10 @@ from enclavekit_core.errors import EnclavekitError
 
 USAGE_ERROR = 2  # argparse
 # in the order of the help
-COMMANDS = ("exec", "cp", "ping", "info", "send-file", "recv-file", "send-dir", "recv-dir", "keygen", "listen")
+COMMANDS = (
+    *("exec", "shell", "cp", "jobs", "logs", "attach", "kill", "ps", "ping", "info", "keygen", "listen"),
+    *("run", "send-file", "recv-file", "send-dir", "recv-dir"),  # the Rust framework's names
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,10 +5,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 
 from enclavekit_core.errors import ConfigError
 
-from enclavekit_pipeline.commands.target import add_target_flags, make_target, seconds
+from enclavekit_pipeline.commands.target import (
+    add_surrounding_flags,
+    add_target_flags,
+    make_target,
+    parse_environment,
+    parse_limits,
+    seconds,
+)
 
 HELP = "run a command in an enclave"
 USAGE = "pipeline exec [flags] ENCLAVE [flags] -- COMMAND [ARG ...]"
@@ -24,9 +32,9 @@ TAKES_COMMAND = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
     parser.add_argument("-i", "--interactive", action="store_true", help="send our standard input; else /dev/null")
-    parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V", help="environment; repeatable")
-    parser.add_argument("-w", "--workdir", metavar="DIR", help="working directory (default: /)")
-    parser.add_argument("-u", "--user", metavar="USER", help="name or uid, with :group if wanted (default: root)")
+    parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
+    parser.add_argument("-d", "--detach", action="store_true", help="leave it running and print its job: see logs")
+    add_surrounding_flags(parser)
     parser.add_argument("--timeout", type=seconds, metavar="S", help="end the command after S seconds")
     parser.add_argument("cid", metavar="ENCLAVE", help="CID, name or id")
 
@@ -34,22 +42,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.argv:
         raise ConfigError("exec", "", "it names no command after --")
-    environment = {}
-    for setting in args.env:
-        name, separator, value = setting.partition("=")
-        if not name or not separator:
-            raise ConfigError("--env", "", f"{setting!r} is not K=V")
-        environment[name] = value
-    from enclavekit_pipeline.host.exec_client import run_exec
+    from enclavekit_pipeline.host.exec_client import run_exec, start_job
+    from enclavekit_pipeline.host.terminal import describe_terminal
     from enclavekit_pipeline.wire.exec_messages import ExecRequest
 
     request = ExecRequest(
         argv=args.argv,
         stdin=args.interactive,
-        environment=environment,
+        environment=parse_environment(args.env),
         directory=args.workdir,
         user=args.user,
         timeout_s=args.timeout,
         system=args.system,
+        terminal=describe_terminal(os.environ.get("TERM", "")) if args.tty else None,
+        detach=args.detach,
+        limits=parse_limits(args.limit),
     )
+    if args.detach:
+        print(asyncio.run(start_job(make_target(args, args.cid), request)).job)
+        return 0
     return asyncio.run(run_exec(make_target(args, args.cid), request))

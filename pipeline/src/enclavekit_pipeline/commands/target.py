@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 53000  # as in host.client, which the help does not load
 DEFAULT_CONNECT_TIMEOUT_S = 10.0
 MAX_TIMEOUT_S = 10**9
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def add_target_flags(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +45,45 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
         help="keep trying to connect for S seconds (default: %(default)s)",
     )
     parser.add_argument("--system", action="store_true", help="act on the framework's root, not the app's")
+
+
+def add_surrounding_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of what runs a command: where, as whom, within what limits."""
+    parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V", help="environment; repeatable")
+    parser.add_argument("-w", "--workdir", metavar="DIR", help="working directory (default: /)")
+    parser.add_argument("-u", "--user", metavar="USER", help="name or uid, with :group if wanted (default: root)")
+    parser.add_argument(
+        "--limit",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="of each process: cpu (seconds), memory, fsize, stack, core (bytes, or 64M), nofile, nproc; repeatable",
+    )
+
+
+def parse_environment(settings: list[str]) -> dict[str, str]:
+    """Raises ConfigError."""
+    environment = {}
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        if not name or not separator:
+            raise ConfigError("--env", "", f"{setting!r} is not K=V")
+        environment[name] = value
+    return environment
+
+
+def parse_limits(settings: list[str]) -> dict[str, int]:
+    """Raises ConfigError."""
+    from enclavekit_pipeline.wire.exec_messages import LIMITS, MAX_LIMIT
+
+    limits = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        digits, unit = (value[:-1], UNITS[value[-1]]) if value[-1:] in UNITS else (value, 1)
+        if name not in LIMITS or not digits.isascii() or not digits.isdigit() or int(digits) * unit > MAX_LIMIT:
+            raise ConfigError("--limit", "", f"{setting!r} is not NAME=N with a name of {', '.join(LIMITS)}")
+        limits[name] = int(digits) * unit
+    return limits
 
 
 def port_number(text: str) -> int:

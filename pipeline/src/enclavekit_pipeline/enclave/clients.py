@@ -11,6 +11,10 @@ reading the file.
         commands: [[ls, ...], [cat, "/data/*"]] # absent: any; word by word, shell patterns; `...` last: any more words
         read: [/data]                           # absent: any path
         write: [/data/in]                       # absent: any path
+        user: app                               # of exec and shell: runs as it and as nobody else
+        environment: [LANG, "APP_*"]            # names that -e may set; absent: any
+        landlock: {read: [/], write: [/data]}   # what commands may read and run, and what they may write
+        seccomp: default                        # or no-network: system calls that commands may not make
         system: false                           # may act on the framework's root as well
         sessions: 4                             # connections at once; absent: as many as there is room for
 """
@@ -30,13 +34,24 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError, VerificationError
 
+from enclavekit_pipeline.enclave.seccomp import PROFILES
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest
-from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.exec_messages import ExecRequest, ShellRequest
+from enclavekit_pipeline.wire.job_messages import AttachRequest, JobsRequest, KillRequest, LogsRequest
 from enclavekit_pipeline.wire.requests import Request, verb_of
 
-VERBS = ("exec", "cp-in", "cp-out")
+VERBS = ("exec", "cp-in", "cp-out", "shell", "ps", "kill")
 FREE_VERBS = ("info",)  # for whoever is let in: what it tells is the caller's own
 ANY_MORE = "..."
+
+
+class Fence(StrictConfig, frozen=True):
+    """Paths in the root that a command acts on; what is not listed is out of its reach."""
+
+    read: list[str] = []
+    """To read and to run."""
+    write: list[str] = []
+    """To read, run, write, make and remove."""
 
 
 class Grant(StrictConfig, frozen=True):
@@ -51,6 +66,12 @@ class Grant(StrictConfig, frozen=True):
     commands: list[list[str]] | None = None
     read: list[str] | None = None
     write: list[str] | None = None
+    user: str | None = None
+    """Whom commands run as, `name` or `uid[:gid]`."""
+    environment: list[str] | None = None
+    landlock: Fence | None = None
+    seccomp: str | None = None
+    """Of seccomp.PROFILES."""
     system: bool = False
     sessions: int | None = None
     """Connections at once; None: as many as the listener takes."""
@@ -76,7 +97,10 @@ class Clients:
                 raise ConfigError(source, grant.name, "two clients have this name")
             if unknown := set(grant.allow) - set(VERBS):
                 raise ConfigError(source, grant.name, f"allow: {min(unknown)!r} is none of {', '.join(VERBS)}")
-            for prefix in (*(grant.read or ()), *(grant.write or ())):
+            if grant.seccomp is not None and grant.seccomp not in PROFILES:
+                raise ConfigError(source, grant.name, f"seccomp: {grant.seccomp!r} is none of {', '.join(PROFILES)}")
+            fence = grant.landlock or Fence()
+            for prefix in (*(grant.read or ()), *(grant.write or ()), *fence.read, *fence.write):
                 if not prefix.startswith("/") or posixpath.normpath(prefix) != (prefix.rstrip("/") or "/"):
                     raise ConfigError(source, grant.name, f"path {prefix!r} is not absolute and plain")
             if grant.sessions is not None and grant.sessions < 1:
@@ -124,20 +148,52 @@ class Clients:
 
 def check_request(grant: Grant, request: Request) -> None:
     """Raises Refused if the grant does not cover the request; paths of copies are checked again once resolved."""
-    verb = verb_of(request)
+    verb = _needed_verb(request)
     if verb not in grant.allow and verb not in FREE_VERBS:
         raise Refused(f"{grant.name} may not {verb}")
     if request.system and not grant.system:
         raise Refused(f"{grant.name} may not act on the system")
-    if isinstance(request, ExecRequest) and grant.commands is not None:
-        if not any(_matches(pattern, request.argv) for pattern in grant.commands):
-            raise Refused(f"{grant.name} may not run that command")
-        if request.environment or request.user or request.directory:
-            # each of them can turn an allowed command into another one
-            raise Refused(f"{grant.name} may run its commands only as they are, without -e, -u or -w")
+    if isinstance(request, ExecRequest | ShellRequest):
+        _check_surroundings(grant, request)
+    if grant.commands is not None:
+        if isinstance(request, ShellRequest):
+            raise Refused(f"{grant.name} may run its commands only, and no shell")
+        if isinstance(request, ExecRequest):
+            _check_command(grant, request, grant.commands)
     if isinstance(request, CopyInRequest) and request.unsafe_links and grant.write is not None:
         # whoever follows such a link later may be allowed more than this client
         raise Refused(f"{grant.name} may not make links that lead out of what it copies")
+
+
+def may_see_job(grant: Grant, owner: str, *, system: bool) -> bool:
+    """Say whether the client may see, enter and end a job: its own; with --system (checked before) anybody's."""
+    return owner == grant.name or system
+
+
+def _needed_verb(request: Request) -> str:
+    # who may run commands may also look after those that he left running
+    if isinstance(request, JobsRequest | LogsRequest | AttachRequest) or (
+        isinstance(request, KillRequest) and request.job is not None
+    ):
+        return "exec"
+    return verb_of(request)
+
+
+def _check_surroundings(grant: Grant, request: ExecRequest | ShellRequest) -> None:
+    if grant.user is not None and request.user not in (None, grant.user):
+        raise Refused(f"{grant.name} may run commands as {grant.user} only")
+    if grant.environment is not None:
+        for name in request.environment:
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in grant.environment):
+                raise Refused(f"{grant.name} may not set that environment variable")
+
+
+def _check_command(grant: Grant, request: ExecRequest, commands: list[list[str]]) -> None:
+    if not any(_matches(pattern, request.argv) for pattern in commands):
+        raise Refused(f"{grant.name} may not run that command")
+    if request.user or request.directory or request.terminal or (request.environment and grant.environment is None):
+        # each of them can turn an allowed command into another one; a terminal brings pagers, which run anything
+        raise Refused(f"{grant.name} may run its commands only as they are, without -e, -u, -w or -t")
 
 
 def check_path(grant: Grant, verb: str, path: str) -> None:

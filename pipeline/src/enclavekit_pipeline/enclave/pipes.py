@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our ends of a command's pipes on the event loop: non-blocking, so that "all that is in there now" can be known."""
+"""Our ends of a command's pipes, or of its terminal, on the event loop: non-blocking, so that "all that is in there
+now" can be known.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable
@@ -66,6 +69,10 @@ class OutputPipe(_Pipe):
                     break
                 await self._wait(loop.add_reader, loop.remove_reader)
                 continue
+            except OSError as exc:
+                if exc.errno != errno.EIO:  # a terminal's way to say that nobody holds its other end any more
+                    raise
+                break
             if self._left is not None:
                 self._left -= len(data)
             return data

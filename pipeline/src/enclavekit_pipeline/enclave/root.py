@@ -82,8 +82,7 @@ class Root:
 
     def _find(self, file: str, name: str, text: str) -> tuple[int, int, str]:
         """Return (id, group, home) of a line; a number needs no line. The app may have written anything into it."""
-        for line in self._lines(file):
-            fields = line.split(":")
+        for fields in self.read_accounts(file):
             number = _parse_id(fields[2]) if len(fields) > 3 else None
             if number is None or (fields[0] != name and fields[2] != name):
                 continue
@@ -95,12 +94,14 @@ class Root:
             return number, number, "/"
         raise InputError("run as", repr(text), f"there is no {name!r} in the enclave's /{file}")
 
-    def _lines(self, file: str) -> list[str]:
+    def read_accounts(self, file: str) -> list[list[str]]:
+        """Return the fields of each line of etc/passwd or etc/group; nothing of a file that cannot be read."""
         try:
             with open(self.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as source:
-                return (source.read(MAX_ACCOUNT_FILE_BYTES) or b"").decode(errors="replace").splitlines()
+                lines = (source.read(MAX_ACCOUNT_FILE_BYTES) or b"").decode(errors="replace").splitlines()
         except OSError:
             return []
+        return [line.split(":") for line in lines]
 
 
 def _parse_id(text: str) -> int | None:

@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 
 from enclavekit_core.errors import RemoteProtocolError
 
 from enclavekit_pipeline.channel.mux import Stream
 from enclavekit_pipeline.enclave.child import Child, exit_of, spawn
-from enclavekit_pipeline.enclave.pipes import InputPipe, OutputPipe
+from enclavekit_pipeline.enclave.clients import Grant
+from enclavekit_pipeline.enclave.pipes import OutputPipe
 from enclavekit_pipeline.enclave.workplace import Workplace
-from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.exec_messages import ExecRequest, ShellRequest, WindowSize
 from enclavekit_pipeline.wire.frames import Frame, Kind
-from enclavekit_pipeline.wire.messages import Opened, encode_payload
+from enclavekit_pipeline.wire.messages import Opened, decode_payload, encode_payload
 
+OUTPUT_KINDS = (Kind.STDOUT, Kind.STDERR)  # a terminal has the first only
 KILL_GRACE_S = 5.0  # between TERM and KILL when a time-out ends a command
 # those that a terminal or another process sends on purpose; none that stops, so that nothing hangs unseen
 FORWARDED_SIGNALS = frozenset(
@@ -24,26 +25,26 @@ FORWARDED_SIGNALS = frozenset(
 )
 
 
-async def serve_exec(request: ExecRequest, stream: Stream, place: Workplace) -> str:
+async def serve_exec(request: ExecRequest | ShellRequest, grant: Grant, stream: Stream, place: Workplace) -> str:
     """Run the command, send its exit status, return the outcome for the log.
 
     Raises: InputError if it cannot be started, Refused if too many run, what `Stream` raises when the caller goes away.
     """
     with place.command_slot():
-        child = spawn(request, place.root_of(request))
+        child = spawn(request, grant, place.root_of(request), place.starter)
         ended = asyncio.ensure_future(place.in_thread(child.wait))
         tasks: list[asyncio.Task[None]] = []
         try:
             await stream.send(Kind.OPENED, encode_payload(Opened()))
             outputs = [
-                asyncio.create_task(send_output(stream, Kind.STDOUT, child.stdout)),
-                asyncio.create_task(send_output(stream, Kind.STDERR, child.stderr)),
+                asyncio.create_task(send_output(stream, kind, pipe))
+                for kind, pipe in zip(OUTPUT_KINDS, child.outputs, strict=False)
             ]
             caller = asyncio.create_task(take_frames(stream, child))
             tasks = [*outputs, caller]
-            timed_out = await wait_for_end(ended, caller, child, request.timeout_s)
+            timed_out = await wait_for_end(ended, caller, child, getattr(request, "timeout_s", None))
             child.kill()
-            for pipe in (child.stdout, child.stderr):
+            for pipe in child.outputs:
                 pipe.finish()
             await send_rest(outputs, caller)
             result = exit_of(child.reap(), timed_out=timed_out)
@@ -60,7 +61,7 @@ async def serve_exec(request: ExecRequest, stream: Stream, place: Workplace) -> 
 
 
 async def wait_for_end(
-    ended: asyncio.Future[None], caller: asyncio.Task[None], child: Child, timeout_s: float | None
+    ended: asyncio.Future[None], caller: asyncio.Future[None], child: Child, timeout_s: float | None
 ) -> bool:
     """Wait for the command; return whether it had to be stopped. Raises what `caller` ends with, if that is first."""
     waiting: list[asyncio.Future[None]] = [ended, caller]
@@ -101,14 +102,16 @@ async def take_frames(stream: Stream, child: Child) -> None:
     Input has a task of its own: a command that does not read must not keep signals, or the caller's end, from it.
     """
     chunks: asyncio.Queue[Frame] = asyncio.Queue()  # bounded by the credit of the stream
-    feeding = asyncio.create_task(feed_input(stream, child.stdin, chunks))
+    feeding = asyncio.create_task(feed_input(stream, child, chunks))
     try:
         while True:
             frame = await stream.receive()
             if frame.kind is Kind.STDIN:
                 chunks.put_nowait(frame)
             elif frame.kind is Kind.SIGNAL and len(frame.payload) == 1 and frame.payload[0] in FORWARDED_SIGNALS:
-                child.kill(frame.payload[0])
+                child.signal(frame.payload[0])
+            elif frame.kind is Kind.RESIZE:
+                child.resize(decode_payload(WindowSize, frame.payload))
             else:
                 raise RemoteProtocolError(f"cannot read frame: {frame.kind.name} does not belong to exec")
     finally:
@@ -116,15 +119,11 @@ async def take_frames(stream: Stream, child: Child) -> None:
         await asyncio.gather(feeding, return_exceptions=True)
 
 
-async def feed_input(stream: Stream, pipe: InputPipe | None, chunks: asyncio.Queue[Frame]) -> None:
+async def feed_input(stream: Stream, child: Child, chunks: asyncio.Queue[Frame]) -> None:
     while True:
         frame = await chunks.get()
-        if pipe is not None:
-            # a command that reads no more is its own affair, as in a pipe: the rest is taken and dropped
-            with contextlib.suppress(BrokenPipeError):
-                await pipe.write(frame.payload)
+        await child.write(frame.payload)
         await stream.consumed(frame)
         if frame.end:
-            if pipe is not None:
-                pipe.close()
+            await child.end_input()
             return

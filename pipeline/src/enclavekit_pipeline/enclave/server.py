@@ -22,18 +22,23 @@ from enclavekit_nsm.client import NsmClient
 
 from enclavekit_pipeline.channel.mux import Connection, Stream
 from enclavekit_pipeline.enclave.clients import Clients, Grant, Refused, check_request
+from enclavekit_pipeline.enclave.jobs import Jobs
+from enclavekit_pipeline.enclave.processes import serve_ps
 from enclavekit_pipeline.enclave.reception import Reception
 from enclavekit_pipeline.enclave.revocation import Revocations
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.serve_copy import serve_copy_in, serve_copy_out
 from enclavekit_pipeline.enclave.serve_exec import serve_exec
 from enclavekit_pipeline.enclave.serve_info import serve_info
+from enclavekit_pipeline.enclave.serve_jobs import serve_attach, serve_detached, serve_jobs, serve_kill, serve_logs
+from enclavekit_pipeline.enclave.starting import Starter
 from enclavekit_pipeline.enclave.workplace import MAX_THREADS, Workplace
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
-from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.exec_messages import ExecRequest, ShellRequest
 from enclavekit_pipeline.wire.frames import CONTROL_STREAM, Frame, Kind
 from enclavekit_pipeline.wire.handshake import NONCE_BYTES, ServerHandshake, proof_bytes
 from enclavekit_pipeline.wire.info_messages import InfoRequest
+from enclavekit_pipeline.wire.job_messages import AttachRequest, JobsRequest, KillRequest, LogsRequest, PsRequest
 from enclavekit_pipeline.wire.messages import (
     CODE_BUSY,
     CODE_DENIED,
@@ -65,6 +70,7 @@ class Server:
     revocations: Revocations = field(default_factory=Revocations)
     sessions: Counter[str] = field(default_factory=Counter)
     """By client, of those that are inside."""
+    jobs: Jobs = field(default_factory=Jobs)
 
     async def handle(self, connection: Connection, peer: Peer, let_in: Callable[[], None]) -> None:
         """Serve one connection; the caller closes it."""
@@ -167,8 +173,20 @@ class Server:
 
     async def _carry_out(self, request: Request, grant: Grant, stream: Stream) -> str:
         match request:
-            case ExecRequest():
-                return await serve_exec(request, stream, self.place)
+            case ExecRequest(detach=True):
+                return await serve_detached(request, grant, stream, self.place, self.jobs)
+            case ExecRequest() | ShellRequest():
+                return await serve_exec(request, grant, stream, self.place)
+            case JobsRequest():
+                return await serve_jobs(request, grant, stream, self.jobs)
+            case LogsRequest():
+                return await serve_logs(request, grant, stream, self.jobs)
+            case AttachRequest():
+                return await serve_attach(request, grant, stream, self.jobs)
+            case KillRequest():
+                return await serve_kill(request, grant, stream, self.place, self.jobs)
+            case PsRequest():
+                return await serve_ps(request, grant, stream, self.place, self.jobs)
             case CopyInRequest():
                 return await serve_copy_in(request, grant, stream, self.place)
             case CopyOutRequest():
@@ -203,12 +221,13 @@ def listen(*, port: int, clients_path: str, root: str, nsm_path: str | None, rev
     except OSError as exc:
         raise ConfigError(root, "", (exc.strerror or str(exc)).lower()) from exc
     with (
+        contextlib.closing(Starter.launch()) as starter,
         ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="work") as threads,
         ThreadPoolExecutor(1, thread_name_prefix="nsm") as nsm_thread,
         NsmClient.open(nsm_path) as nsm,
         Listener(VsockAddress(CID_ANY, port)) as listener,
     ):
-        place = Workplace(app_root, system_root, threads)
+        place = Workplace(app_root, system_root, threads, starter)
         server = Server(TlsIdentity.generate(SERVICE), nsm, nsm_thread, clients, place, revocations)
         asyncio.run(serve(listener, server))
     return 0
@@ -225,3 +244,4 @@ async def serve(listener: Listener, server: Server) -> None:
     await stop.wait()
     reception.cancel()
     await asyncio.gather(reception, return_exceptions=True)
+    await server.jobs.close()

@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from enclavekit_pipeline.enclave.clients import Refused
 from enclavekit_pipeline.enclave.root import Root
+from enclavekit_pipeline.enclave.starting import Starter
 from enclavekit_pipeline.wire.requests import Request
 
 MAX_COMMANDS = 128  # running at once; each keeps a thread waiting
@@ -28,6 +29,7 @@ class Workplace:
     system_root: Root
     threads: Executor
     """Of MAX_THREADS."""
+    starter: Starter = field(default_factory=Starter)
     commands: int = 0
     """Running now."""
 

@@ -34,6 +34,7 @@ class Kind(enum.IntEnum):
     CREDIT, SIGNAL, EXIT, DONE, ERROR = 21, 22, 23, 24, 25
     CLOSE, INFO = 26, 27
     RECORDS, ANSWERS = 32, 33  # of copies, see tree_records
+    RESIZE, JOB, JOBS, PROCESSES, GAP, SIGNALLED = 56, 57, 58, 59, 60, 61
 
 
 DATA_KINDS = frozenset({Kind.STDIN, Kind.STDOUT, Kind.STDERR, Kind.RECORDS, Kind.ANSWERS})

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
-from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.exec_messages import ExecRequest, ShellRequest
 from enclavekit_pipeline.wire.info_messages import InfoRequest
+from enclavekit_pipeline.wire.job_messages import AttachRequest, JobsRequest, KillRequest, LogsRequest, PsRequest
 from enclavekit_pipeline.wire.messages import decode_payload
 
-Request = ExecRequest | CopyInRequest | CopyOutRequest | InfoRequest
+JobRequest = JobsRequest | LogsRequest | AttachRequest | KillRequest | PsRequest
+Request = ExecRequest | ShellRequest | JobRequest | CopyInRequest | CopyOutRequest | InfoRequest
 
 
 def decode_request(data: bytes) -> Request:
@@ -23,6 +25,10 @@ def target_of(request: Request) -> str:
     match request:
         case ExecRequest():
             return request.argv[0]
+        case LogsRequest() | AttachRequest():
+            return request.job
+        case KillRequest():
+            return request.job or str(request.pid)
         case CopyInRequest() | CopyOutRequest():
             return request.path
         case _:

@@ -7,17 +7,30 @@ The file is in ramdisk 1, hence measured: PCR2 says who may do what.
 from __future__ import annotations
 
 import os
+import posixpath
 import ssl
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 import yaml
-from enclavekit_core.errors import InputError, describe_cause
+from enclavekit_core.config import StrictConfig
+from enclavekit_core.errors import ConfigError, InputError, describe_cause
+from msgspec import Meta
 
-VERBS = ("exec", "cp-in", "cp-out")
+VERBS = ("exec", "cp-in", "cp-out", "shell", "ps", "kill")
+USUAL_VERBS = ("exec", "cp-in", "cp-out", "shell", "ps", "kill")  # of whom nothing else is said
 ALL = "all"
+PROFILES = ("default", "no-network")
 MAX_CERTIFICATE_BYTES = 64 * 1024  # a P-256 certificate is under 1 KiB
 MAX_CLIENTS = 256
+
+
+class Fence(StrictConfig, frozen=True):
+    """What a client's commands reach; nothing else."""
+
+    read: Annotated[list[str], Meta(description="Paths to read and run below.")] = []
+    write: Annotated[list[str], Meta(description="Paths to read, run, write, make and remove below.")] = []
 
 
 class Client(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -31,18 +44,30 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True):
     """May act on the framework's root as well."""
     sessions: int | None = None
     """Connections at once; None: as many as the listener takes."""
+    commands: list[list[str]] | None = None
+    """Word by word, shell patterns; None: any."""
+    read: list[str] | None = None
+    """Of cp; None: any path."""
+    write: list[str] | None = None
+    user: str | None = None
+    """Whom commands run as."""
+    environment: list[str] | None = None
+    """Variables that -e may set; None: any."""
+    landlock: Fence | None = None
+    seccomp: str | None = None
+    """Of PROFILES."""
 
 
 def parse_authorization(text: str) -> Client:
     """Return the client that `CERTIFICATE_FILE[:verbs]` admits.
 
-    Verbs are comma-separated, of VERBS; without any the client gets all of them, inside the app's root. `all` adds the
-    framework's own root (`pipeline exec --system`). The name is the file's, without its suffix.
+    Verbs are comma-separated, of VERBS; without any the client gets USUAL_VERBS, inside the app's root. `all` is every
+    verb, in the framework's own root as well (`pipeline exec --system`). The name is the file's, without its suffix.
     Raises: InputError.
     """
     path, colon, verbs = text.rpartition(":")
     if not colon or os.path.exists(text):
-        path, verbs = text, ",".join(VERBS)
+        path, verbs = text, ",".join(USUAL_VERBS)
     allow = [verb.strip() for verb in verbs.split(",") if verb.strip()]
     unknown = [verb for verb in allow if verb not in (*VERBS, ALL)]
     if unknown or not allow:
@@ -63,6 +88,17 @@ def load_client(path: str, allow: Sequence[str], name: str | None = None) -> Cli
     if name is None:
         name = os.path.splitext(os.path.basename(path))[0]
     return Client(name, _read_certificate(path), list(verbs), system)
+
+
+def check_client(client: Client, source: str) -> Client:
+    """Return it. Raises ConfigError for what the listener in the enclave would refuse, when nobody can mend it."""
+    fence = client.landlock or Fence()
+    for path in (*(client.read or ()), *(client.write or ()), *fence.read, *fence.write):
+        if not path.startswith("/") or posixpath.normpath(path) != (path.rstrip("/") or "/"):
+            raise ConfigError(source, f"clients: {client.name}", f"path {path!r} is not absolute and plain")
+    if client.seccomp is not None and client.seccomp not in PROFILES:
+        raise ConfigError(source, f"clients: {client.name}", f"seccomp: it is one of {', '.join(PROFILES)}")
+    return client
 
 
 def render_clients(clients: Sequence[Client]) -> bytes:

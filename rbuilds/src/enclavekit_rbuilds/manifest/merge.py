@@ -22,11 +22,12 @@ from enclavekit_rbuilds.framework.origin import parse_origin
 from enclavekit_rbuilds.init_c.build import check_init
 from enclavekit_rbuilds.lock import FILE_NAME as LOCK_NAME
 from enclavekit_rbuilds.lock import load_lock
-from enclavekit_rbuilds.manifest.clients import Client, load_client, parse_authorization
+from enclavekit_rbuilds.manifest.clients import Client, check_client, load_client, parse_authorization
 from enclavekit_rbuilds.manifest.model import (
     FILE_NAME,
     SERVICES,
     AppSource,
+    ClientEntry,
     EgressRule,
     IngressRule,
     KernelChoice,
@@ -40,6 +41,8 @@ from enclavekit_rbuilds.manifest.model import (
 
 FLAGS = "the command line"
 SOURCES = ("dockerfile", "archive", "rootfs")
+# what an entry says beside who it is and what it may do; the listener in the enclave judges by it
+CLIENT_RULES = ("sessions", "commands", "read", "write", "user", "environment", "landlock", "seccomp")
 
 
 def merge_request(args: argparse.Namespace) -> BuildRequest:
@@ -175,13 +178,13 @@ def _output(args: argparse.Namespace, manifest: Manifest) -> tuple[str, str | No
 def _clients(args: argparse.Namespace, manifest: Manifest, source: str) -> tuple[Client, ...]:
     if args.authorize:
         return tuple(parse_authorization(text) for text in args.authorize)
-    return tuple(
-        msgspec.structs.replace(
-            load_client(entry.certificate, [entry.allow] if isinstance(entry.allow, str) else entry.allow, entry.name),
-            sessions=entry.sessions,
-        )
-        for entry in manifest.clients
-    )
+    return tuple(_client(entry, source) for entry in manifest.clients)
+
+
+def _client(entry: ClientEntry, source: str) -> Client:
+    client = load_client(entry.certificate, [entry.allow] if isinstance(entry.allow, str) else entry.allow, entry.name)
+    rules = {name: getattr(entry, name) for name in CLIENT_RULES}
+    return check_client(msgspec.structs.replace(client, **rules), source)
 
 
 def _services(args: argparse.Namespace, manifest: Manifest) -> frozenset[str]:

@@ -17,13 +17,14 @@ from enclavekit_core.runtime_config import Setting, check_schema
 from msgspec import Meta
 
 from enclavekit_rbuilds.app.image_config import Overrides
+from enclavekit_rbuilds.manifest.clients import USUAL_VERBS, Fence
 
 FILE_NAME = "enclave.yaml"
 SERVICES = ("attestation", "files", "pipeline")
 MAX_RULES = 64  # of each direction: every rule is a process in the enclave, of about 20 MB
 
 Service = Literal["attestation", "files", "pipeline"]
-Verb = Literal["exec", "cp-in", "cp-out"]
+Verb = Literal["exec", "cp-in", "cp-out", "shell", "ps", "kill"]
 Mode = Literal["none", "forward", "reverse", "both"]
 TcpPort = Annotated[int, Meta(ge=1, le=65535)]
 VsockPort = Annotated[int, Meta(ge=1, le=0xFFFFFFFE)]
@@ -75,9 +76,25 @@ class ClientEntry(StrictConfig, frozen=True):
     allow: Annotated[
         list[Verb] | Literal["all"],
         Meta(description="What they may do in the app's root; all: everything, in the framework's root as well."),
-    ] = msgspec.field(default_factory=lambda: ["exec", "cp-in", "cp-out"])
+    ] = msgspec.field(default_factory=lambda: list(USUAL_VERBS))  # type: ignore[arg-type]  # they are Verbs
     sessions: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="Connections at once; default: any number.")
+    ] = None
+    commands: Annotated[
+        list[list[Text]] | None,
+        Meta(
+            description="What exec may run: word by word, shell patterns, `...` last for any more; default: anything."
+        ),
+    ] = None
+    read: Annotated[list[Text] | None, Meta(description="Below which cp reads; default: anywhere.")] = None
+    write: Annotated[list[Text] | None, Meta(description="Below which cp writes; default: anywhere.")] = None
+    user: Annotated[Text | None, Meta(description="Whom commands run as: name or uid[:gid]; default: root.")] = None
+    environment: Annotated[
+        list[Text] | None, Meta(description="Variables that -e may set, shell patterns; default: any.")
+    ] = None
+    landlock: Annotated[Fence | None, Meta(description="Paths that commands reach; default: all.")] = None
+    seccomp: Annotated[
+        Literal["default", "no-network"] | None, Meta(description="System calls that commands may not make.")
     ] = None
     name: Annotated[Text | None, Meta(description="Default: the file's name without its suffix.")] = None
 

@@ -48,7 +48,7 @@ services: [attestation, files, pipeline]
 # Who may enter, by certificate (`pipeline keygen` makes one). Nobody is listed: nobody may.
 # clients:
 #   - certificate: keys/alice.crt
-#     allow: [exec, cp-in, cp-out]
+#     allow: [exec, cp-in, cp-out, shell]
 
 # What `rbuilds run` asks for.
 resources:
