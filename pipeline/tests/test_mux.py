@@ -6,23 +6,30 @@ import contextlib
 import socket
 
 import pytest
+from enclavekit_attestation.binding import TlsIdentity
+from enclavekit_core import tls
 from enclavekit_core.errors import RemoteProtocolError, TransportError
 from enclavekit_pipeline.channel import mux
 from enclavekit_pipeline.channel.mux import Connection, RequestRefused, StreamClosed
+from enclavekit_pipeline.channel.tls_socket import TlsSocket
 from enclavekit_pipeline.wire import liveness
 from enclavekit_pipeline.wire.flow import WINDOW_BYTES
 from enclavekit_pipeline.wire.frames import ENCLAVE_STREAMS, HOST_STREAMS, Frame, Kind, encode, encode_credit
 from enclavekit_pipeline.wire.numbering import MAX_STREAMS
 
 WAIT_S = 20
+IDENTITY = TlsIdentity.generate("pipeline")
 
 
 @contextlib.asynccontextmanager
 async def pair(run_enclave=True):
     """Yield (host's end, enclave's end)."""
     ours, theirs = socket.socketpair()
-    host = Connection(*await asyncio.open_connection(sock=ours), "enclave")
-    enclave = Connection(*await asyncio.open_connection(sock=theirs), "host", opens=ENCLAVE_STREAMS)
+    context = tls.server_context(IDENTITY.certificate_pem, IDENTITY.key_pem)
+    wires = await asyncio.gather(
+        TlsSocket.connect(ours, tls.attested_client_context(), "enclave"), TlsSocket.accept(theirs, context)
+    )
+    host, enclave = Connection(wires[0], "enclave"), Connection(wires[1], "host", opens=ENCLAVE_STREAMS)
     tasks = [asyncio.create_task(end.run()) for end in ((host, enclave) if run_enclave else (host,))]
     try:
         async with asyncio.timeout(WAIT_S):
@@ -133,7 +140,7 @@ async def test_end_of_the_connection_reaches_every_waiter():
         encode(Frame(Kind.CLOSE, b"", 1)) * 2,
         encode(Frame(Kind.CLOSE, b"", 1)) + encode(Frame(Kind.STDOUT, b"x", 1)),
         encode(Frame(Kind.STDOUT, b"", 1, end=True)) + encode(Frame(Kind.STDOUT, b"x", 1)),
-        encode(Frame(Kind.STDOUT, bytes(65536), 1)) * 17,  # one more than the credit
+        encode(Frame(Kind.STDOUT, bytes(65536), 1)) * (WINDOW_BYTES // 65536 + 1),  # one more than the credit
         encode_credit(1, Kind.STDIN, 2**32 - 1),
         encode(Frame(Kind.CREDIT, b"", 1)),
         encode(Frame(Kind.DONE, b"{}", 1)) * 65,

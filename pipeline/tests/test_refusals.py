@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import os
 import subprocess
+import time
 
 import pytest
 from enclavekit_attestation.binding import TlsIdentity, encode_binding
 from enclavekit_core import fabric, tls
 from enclavekit_core.address import UnixAddress, VsockAddress
 from enclavekit_core.aio import start_server
-from enclavekit_core.errors import VerificationError
+from enclavekit_core.errors import TransportError, VerificationError
 from enclavekit_core.streams import Listener, connect
 from enclavekit_nsm.client import NsmClient
 from enclavekit_pipeline.enclave.reception import MAX_STRANGERS
@@ -163,10 +164,16 @@ async def test_debug_enclave_is_refused(inside, tmp_path):
 
 
 def stranger(enclave):
-    """Connect to the listener as the host does; the caller says what it likes, or nothing."""
+    """Connect to the listener as the host does, once it listens; the caller says what it likes, or nothing."""
+    deadline = time.monotonic() + 20
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(fabric.RUNTIME_DIR_VARIABLE, enclave.environment[fabric.RUNTIME_DIR_VARIABLE])
-        return connect(VsockAddress(CID, 53000))
+        while True:
+            try:
+                return connect(VsockAddress(CID, 53000))
+            except TransportError:
+                if time.monotonic() > deadline:
+                    raise
 
 
 def test_silent_and_garbled_callers_do_not_disturb_others(enclave):

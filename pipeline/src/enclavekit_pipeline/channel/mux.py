@@ -11,6 +11,7 @@ import contextlib
 from enclavekit_core.errors import EnclavekitError, RemoteProtocolError, TransportError
 
 from enclavekit_pipeline.channel.stream import RequestRefused, Stream, StreamClosed
+from enclavekit_pipeline.channel.tls_socket import TlsSocket
 from enclavekit_pipeline.wire.frames import (
     CONTROL_STREAM,
     ENCLAVE_STREAMS,
@@ -26,7 +27,6 @@ from enclavekit_pipeline.wire.numbering import MAX_STREAMS, StreamNumbers
 
 __all__ = ["Connection", "RequestRefused", "Stream", "StreamClosed"]
 
-READ_BYTES = 256 * 1024
 MAX_PINGS = 8  # of the peer in one read
 MAX_UNSENT_BYTES = 1024 * 1024  # of a peer that does not read: no PONG is added to it
 CLOSE_TIMEOUT_S = 2.0  # for the peer's part in ending TLS, which it may never do
@@ -34,18 +34,17 @@ PROBE = b"probe"  # payload of the PING of `ping`; Liveness uses numbers
 
 
 class Connection:
-    """A connected pair of asyncio streams. One task runs `run`; any number send."""
+    """A connected socket with TLS on it. One task runs `run`; any number send."""
 
     def __init__(
         self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        wire: TlsSocket,
         peer: object,
         *,
         opens: range = HOST_STREAMS,
     ) -> None:
         """`opens` are the numbers of the streams that this side opens; the peer opens the others."""
-        self._reader, self._writer, self._peer = reader, writer, peer
+        self._wire, self._peer = wire, peer
         self._decoder = FrameDecoder()
         self._pending: list[Frame] = []
         self._streams: dict[int, Stream] = {}
@@ -72,16 +71,16 @@ class Connection:
     async def send_raw(self, data: bytes) -> None:
         self.check_open()
         try:
-            self._writer.write(data)
-            await self._writer.drain()
+            self._wire.write(data)
+            await self._wire.drain()
         except OSError as exc:
             self._error = self._error or exc
             raise self.failure() from exc
 
     def post(self, frame: Frame) -> None:
         """Send a small frame without waiting, or not at all if the connection has ended."""
-        if not self.has_ended and not self._writer.is_closing():
-            self._writer.write(encode(frame))
+        if not self.has_ended and not self._wire.is_closing():
+            self._wire.write(encode(frame))
 
     async def read_frame(self) -> Frame:
         """Return the next frame of the handshake. Raises TransportError or RemoteProtocolError."""
@@ -92,7 +91,7 @@ class Connection:
 
     async def _read_more(self) -> bool:
         try:
-            data = await self._reader.read(READ_BYTES)
+            data = await self._wire.read()
         except OSError as exc:
             self._error = self._error or exc
             return False
@@ -218,7 +217,7 @@ class Connection:
                 self._pings += 1
                 if self._pings > MAX_PINGS or len(frame.payload) > MAX_PING_BYTES:
                     raise RemoteProtocolError("cannot read frame: too many or too large PINGs")
-                if self._writer.transport.get_write_buffer_size() <= MAX_UNSENT_BYTES:
+                if self._wire.unsent_bytes <= MAX_UNSENT_BYTES:
                     self.post(Frame(Kind.PONG, frame.payload))
             case Kind.PONG:
                 if frame.payload == PROBE and self._probe is not None and not self._probe.done():
@@ -249,15 +248,13 @@ class Connection:
 
     async def close(self) -> None:
         """End the connection; what was sent before still goes out, if the peer takes it in time."""
-        self._writer.close()
+        self._wire.close()
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._writer.wait_closed()
+                await self._wire.wait_closed()
         self.abort()
 
     def abort(self) -> None:
         """End the connection at once."""
         self._end()
-        # Python 3.11.2, Debian's, fails here with it once a TLS connection has ended by itself; later ones do nothing
-        with contextlib.suppress(AttributeError):
-            self._writer.transport.abort()
+        self._wire.abort()

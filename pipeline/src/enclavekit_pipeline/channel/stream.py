@@ -76,9 +76,9 @@ class Stream:
                 self._granted.clear()
                 await self._granted.wait()
                 self._check_open()
-            part, view = bytes(view[:room]), view[room:]
+            part, view = view[:room], view[room:]
             credit.spend(room)
-            await self.connection.send(Frame(kind, part, self.number))
+            await self.connection.send(Frame(kind, part, self.number))  # type: ignore[arg-type]  # copied once, there
 
     async def send_end(self, kind: Kind) -> None:
         self._check_open()

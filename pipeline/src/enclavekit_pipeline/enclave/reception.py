@@ -13,11 +13,11 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 
-from enclavekit_core.aio import STREAM_LIMIT_BYTES
 from enclavekit_core.peers import Peer, identify_peer
 from enclavekit_core.streams import Listener
 
 from enclavekit_pipeline.channel.mux import Connection
+from enclavekit_pipeline.channel.tls_socket import TlsSocket
 from enclavekit_pipeline.wire.frames import ENCLAVE_STREAMS
 
 MAX_STRANGERS = 32  # connections without a proven caller; each holds a TLS state and up to 320 KiB of buffers
@@ -67,18 +67,14 @@ class Reception:
         assert task is not None
         loop = asyncio.get_running_loop()
         deadline = loop.time() + HANDSHAKE_TIMEOUT_S
-        reader = asyncio.StreamReader(limit=STREAM_LIMIT_BYTES)
         try:
             peer = identify_peer(sock, on_fabric=self._listener.on_fabric)
             async with asyncio.timeout_at(deadline):
-                transport, protocol = await loop.connect_accepted_socket(
-                    lambda: asyncio.StreamReaderProtocol(reader), sock, ssl=self._context
-                )
+                wire = await TlsSocket.accept(sock, self._context)
         except (OSError, TimeoutError):
             sock.close()  # no TLS, or gone again: nobody to tell
             return
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        connection = Connection(reader, writer, peer.text, opens=ENCLAVE_STREAMS)
+        connection = Connection(wire, peer.text, opens=ENCLAVE_STREAMS)
         in_time = asyncio.timeout_at(deadline)
 
         def let_in() -> None:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from enclavekit_attestation.binding import spki_sha256_of
 from enclavekit_attestation.verify import VerifiedDocument
-from enclavekit_core import aio, tls
+from enclavekit_core import streams, tls
 from enclavekit_core.address import VsockAddress
 from enclavekit_core.errors import RemoteProtocolError, TransportError, VerificationError
 
 from enclavekit_pipeline.channel.mux import Connection, RequestRefused, Stream
+from enclavekit_pipeline.channel.tls_socket import TlsSocket
 from enclavekit_pipeline.host.identity import Identity
 from enclavekit_pipeline.host.trust import Trust
 from enclavekit_pipeline.wire.frames import Frame, Kind
@@ -24,6 +25,8 @@ from enclavekit_pipeline.wire.messages import Failure, decode_payload
 
 DEFAULT_PORT = 53000
 DEFAULT_CONNECT_TIMEOUT_S = 10.0
+SERVER_NAME = "enclave"  # TLS wants one; the attested key is what counts
+TLS_TIMEOUT_S = 20.0
 FIRST_RETRY_S, LAST_RETRY_S = 0.02, 0.5
 HANDSHAKE_TIMEOUT_S = 30.0
 LOG_VARIABLE = "ENCLAVEKIT_LOG"  # set: our decisions are logged too; a command that works is silent otherwise
@@ -48,16 +51,14 @@ class Target:
     connect_timeout_s: float
 
 
-async def connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(target: Target) -> TlsSocket:
     """Connect, and try again while the enclave is still booting. Raises TransportError."""
     deadline = time.monotonic() + target.connect_timeout_s
     pause = FIRST_RETRY_S
     while True:
         remaining = deadline - time.monotonic()
         try:
-            return await aio.open_stream(
-                target.address, tls=tls.attested_client_context(), timeout_s=max(remaining, FIRST_RETRY_S)
-            )
+            return await connect_once(target.address, max(remaining, FIRST_RETRY_S))
         except TransportError as exc:
             # nothing of ours has been said yet; what is not "nobody is listening" does not get better by waiting
             if remaining <= pause or not isinstance(exc.__cause__, (ConnectionRefusedError, ConnectionResetError)):
@@ -66,9 +67,20 @@ async def connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamW
         pause = min(2 * pause, LAST_RETRY_S)
 
 
-async def shake_hands(connection: Connection, writer: asyncio.StreamWriter, target: Target) -> Entered:
+async def connect_once(address: VsockAddress, timeout_s: float) -> TlsSocket:
+    """Connect and speak TLS; whom with is for the evidence to say. Raises TransportError."""
+    sock = await asyncio.to_thread(streams.connect, address, timeout_s)
+    try:
+        async with asyncio.timeout(TLS_TIMEOUT_S):
+            return await TlsSocket.connect(sock, tls.attested_client_context(), SERVER_NAME)
+    except TimeoutError as exc:
+        raise TransportError("connect to", address, "timed out in the TLS handshake") from exc
+    except OSError as exc:  # ssl.SSLError is one
+        raise TransportError("connect to", address, exc) from exc
+
+
+async def shake_hands(connection: Connection, certificate: bytes, target: Target) -> Entered:
     """Verify the enclave, then show who we are."""
-    certificate = tls.peer_certificate_der(writer.get_extra_info("ssl_object"))
     handshake = ClientHandshake(os.urandom(NONCE_BYTES))
     decided = decision_log(target)
     await connection.send(handshake.hello())

@@ -54,11 +54,11 @@ class Session:
 
         Raises: TransportError, VerificationError (nothing was sent then), RemoteProtocolError.
         """
-        reader, writer = await connect(target)
-        connection = Connection(reader, writer, target.address)
+        wire = await connect(target)
+        connection = Connection(wire, target.address)
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                entered = await shake_hands(connection, writer, target)
+                entered = await shake_hands(connection, wire.peer_certificate(), target)
         except TimeoutError as exc:
             await connection.close()
             raise TransportError("shake hands with", target.address, "timed out") from exc

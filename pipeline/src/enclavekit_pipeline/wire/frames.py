@@ -16,7 +16,7 @@ PROTOCOL_VERSION = 2
 OLDEST_VERSION = 2  # that is still spoken; 1 had no end of streams, so one request was one connection
 HEADER = struct.Struct(">BBHI")  # kind u8, flags u8, stream u16, length u32: 8 bytes, big-endian
 CREDIT = struct.Struct(">BI")  # kind of the data that is granted, bytes
-MAX_PAYLOAD_BYTES = 64 * 1024  # one pipe buffer: small enough to interleave, large enough to stream
+MAX_PAYLOAD_BYTES = 64 * 1024  # small enough to interleave, and for malloc to reuse; large enough to stream
 MAX_STREAM = 0xFFFF
 CONTROL_STREAM = 0
 HOST_STREAMS = range(1, 0x8000)  # who opens a stream is seen by its number: both sides open without asking
@@ -37,6 +37,7 @@ class Kind(enum.IntEnum):
     RESIZE, JOB, JOBS, PROCESSES, GAP, SIGNALLED = 56, 57, 58, 59, 60, 61
 
 
+KINDS = {kind.value: kind for kind in Kind}
 DATA_KINDS = frozenset({Kind.STDIN, Kind.STDOUT, Kind.STDERR, Kind.RECORDS, Kind.ANSWERS})
 
 
@@ -58,7 +59,8 @@ def encode(frame: Frame) -> bytes:
         raise LocalProtocolError(f"cannot encode frame: no stream {frame.stream}")
     if frame.end and frame.kind not in DATA_KINDS:
         raise LocalProtocolError(f"cannot encode frame: {frame.kind.name} has no end")
-    return HEADER.pack(frame.kind, FLAG_END if frame.end else 0, frame.stream, len(frame.payload)) + frame.payload
+    header = HEADER.pack(frame.kind, FLAG_END if frame.end else 0, frame.stream, len(frame.payload))
+    return b"".join((header, frame.payload))
 
 
 def encode_credit(stream: int, kind: Kind, count: int) -> bytes:
@@ -84,37 +86,57 @@ class FrameDecoder:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Frame]:
+    def feed(self, data: bytes | memoryview) -> list[Frame]:
         """Return the frames that `data` completes. Raises RemoteProtocolError, after which the stream is lost."""
-        self._buffer += data
         frames: list[Frame] = []
-        position = 0
-        while (frame := self._decode_at(position)) is not None:
-            frames.append(frame)
-            position += HEADER.size + len(frame.payload)
-        del self._buffer[:position]
-        return frames
+        view, position = memoryview(data), 0
+        if self._buffer:  # a frame that comes in parts; those after it are read where they lie
+            while (missing := self._count_missing()) and position < len(view):
+                self._buffer += view[position : position + missing]
+                position += missing
+            if missing:
+                return frames
+            position = min(position, len(view))
+            with memoryview(self._buffer) as whole:
+                frames += self._decode_whole(whole, 0)[0]
+            self._buffer.clear()
+        decoded, position = self._decode_whole(view, position)
+        self._buffer += view[position:]
+        return frames + decoded
 
     def feed_eof(self) -> None:
         """Say that no more comes. Raises RemoteProtocolError if a frame was cut."""
         if self._buffer:
             raise RemoteProtocolError("cannot read frame: the connection ended in the middle of it")
 
-    def _decode_at(self, position: int) -> Frame | None:
-        if len(self._buffer) - position < HEADER.size:
-            return None
-        number, flags, stream, length = HEADER.unpack_from(self._buffer, position)
-        try:
-            kind = Kind(number)
-        except ValueError as exc:
-            raise RemoteProtocolError(f"cannot read frame: no kind {number}") from exc
-        if length > MAX_PAYLOAD_BYTES:
-            raise RemoteProtocolError(
-                f"cannot read frame: it announces {length} bytes, the limit is {MAX_PAYLOAD_BYTES}"
-            )
-        if flags & ~FLAG_END or (flags and kind not in DATA_KINDS):
-            raise RemoteProtocolError(f"cannot read frame: flags {flags:#x} of {kind.name} are unknown")
-        start = position + HEADER.size
-        if len(self._buffer) < start + length:
-            return None
-        return Frame(kind, bytes(self._buffer[start : start + length]), stream, bool(flags & FLAG_END))
+    def _count_missing(self) -> int:
+        """Return how many bytes the header or, once it is there, the frame in the buffer still lacks."""
+        if len(self._buffer) < HEADER.size:
+            return HEADER.size - len(self._buffer)
+        return HEADER.size + _decode_header(self._buffer, 0)[3] - len(self._buffer)
+
+    @staticmethod
+    def _decode_whole(view: memoryview, position: int) -> tuple[list[Frame], int]:
+        """Return the whole frames from `position` on, and where the first that is not whole begins."""
+        frames: list[Frame] = []
+        while len(view) - position >= HEADER.size:
+            kind, end, stream, length = _decode_header(view, position)
+            start = position + HEADER.size
+            if len(view) < start + length:
+                break
+            position = start + length
+            frames.append(Frame(kind, bytes(view[start:position]), stream, end))
+        return frames, position
+
+
+def _decode_header(data: bytearray | memoryview, position: int) -> tuple[Kind, bool, int, int]:
+    """Return (kind, end, stream, length). Raises RemoteProtocolError."""
+    number, flags, stream, length = HEADER.unpack_from(data, position)
+    kind = KINDS.get(number)
+    if kind is None:
+        raise RemoteProtocolError(f"cannot read frame: no kind {number}")
+    if length > MAX_PAYLOAD_BYTES:
+        raise RemoteProtocolError(f"cannot read frame: it announces {length} bytes, the limit is {MAX_PAYLOAD_BYTES}")
+    if flags & ~FLAG_END or (flags and kind not in DATA_KINDS):
+        raise RemoteProtocolError(f"cannot read frame: flags {flags:#x} of {kind.name} are unknown")
+    return kind, bool(flags & FLAG_END), stream, length
