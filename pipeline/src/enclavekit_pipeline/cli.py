@@ -12,7 +12,7 @@ from enclavekit_core.cli import run_command
 from enclavekit_core.errors import EnclavekitError
 
 USAGE_ERROR = 2  # argparse
-COMMANDS = ("exec", "cp", "ping", "info", "keygen", "listen")  # in the order of the help
+COMMANDS = ("exec", "cp", "forward", "ping", "info", "keygen", "listen")  # in the order of the help
 
 
 def main(argv: list[str] | None = None) -> int:

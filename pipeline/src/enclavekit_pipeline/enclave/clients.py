@@ -11,6 +11,8 @@ reading the file.
         commands: [[ls, ...], [cat, "/data/*"]] # absent: any; word by word, shell patterns; `...` last: any more words
         read: [/data]                           # absent: any path
         write: [/data/in]                       # absent: any path
+        forward: ["tcp://127.0.0.1:8443"]       # of dial; absent: any address
+        reverse: ["unix:///run/in.sock"]        # of listen-remote; absent: any address
         system: false                           # may act on the framework's root as well
         sessions: 4                             # connections at once; absent: as many as there is room for
 """
@@ -27,13 +29,15 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from enclavekit_core.address import TcpAddress, parse_listed_address
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError, VerificationError
 
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.forward_messages import DialRequest, ForwardAddress, ListenRequest
 from enclavekit_pipeline.wire.requests import Request, verb_of
 
-VERBS = ("exec", "cp-in", "cp-out")
+VERBS = ("exec", "cp-in", "cp-out", "dial", "listen-remote")
 FREE_VERBS = ("info",)  # for whoever is let in: what it tells is the caller's own
 ANY_MORE = "..."
 
@@ -50,6 +54,8 @@ class Grant(StrictConfig, frozen=True):
     commands: list[list[str]] | None = None
     read: list[str] | None = None
     write: list[str] | None = None
+    forward: list[str] | None = None
+    reverse: list[str] | None = None
     system: bool = False
     sessions: int | None = None
     """Connections at once; None: as many as the listener takes."""
@@ -80,6 +86,8 @@ class Clients:
                     raise ConfigError(source, grant.name, f"path {prefix!r} is not absolute and plain")
             if grant.sessions is not None and grant.sessions < 1:
                 raise ConfigError(source, grant.name, "sessions: nobody enters with fewer than one")
+            for text in (*(grant.forward or ()), *(grant.reverse or ())):
+                parse_listed_address(text, f"{source}: {grant.name}")
             key = _key_of(grant, source)
             if key in self._by_key:
                 raise ConfigError(source, grant.name, f"it has the key of {self._by_key[key].name}")
@@ -122,7 +130,7 @@ class Clients:
 
 
 def check_request(grant: Grant, request: Request) -> None:
-    """Raises Refused if the grant does not cover the request; paths of copies are checked again once resolved."""
+    """Raises Refused if the grant does not cover the request; paths are checked by the two below, once resolved."""
     verb = verb_of(request)
     if verb not in grant.allow and verb not in FREE_VERBS:
         raise Refused(f"{grant.name} may not {verb}")
@@ -134,6 +142,8 @@ def check_request(grant: Grant, request: Request) -> None:
         if request.environment or request.user or request.directory:
             # each of them can turn an allowed command into another one
             raise Refused(f"{grant.name} may run its commands only as they are, without -e, -u or -w")
+    if isinstance(request, DialRequest | ListenRequest) and isinstance(request.address, TcpAddress):
+        check_forward(grant, request, request.address)
 
 
 def check_path(grant: Grant, verb: str, path: str) -> None:
@@ -146,6 +156,14 @@ def check_path(grant: Grant, verb: str, path: str) -> None:
         if path == base or path.startswith(base + "/"):
             return
     raise Refused(f"{grant.name} may not {'write' if verb == 'cp-in' else 'read'} there")
+
+
+def check_forward(grant: Grant, request: DialRequest | ListenRequest, address: ForwardAddress) -> None:
+    """Raises Refused if `address`, a path in it absolute in the root and without links, is not granted."""
+    dials = isinstance(request, DialRequest)
+    granted = grant.forward if dials else grant.reverse
+    if granted is not None and str(address) not in granted:
+        raise Refused(f"{grant.name} may not {'connect' if dials else 'listen'} there")
 
 
 def _matches(pattern: list[str], argv: list[str]) -> bool:

@@ -27,10 +27,12 @@ from enclavekit_pipeline.enclave.revocation import Revocations
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.serve_copy import serve_copy_in, serve_copy_out
 from enclavekit_pipeline.enclave.serve_exec import serve_exec
+from enclavekit_pipeline.enclave.serve_forward import serve_dial, serve_listen
 from enclavekit_pipeline.enclave.serve_info import serve_info
 from enclavekit_pipeline.enclave.workplace import MAX_THREADS, Workplace
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.forward_messages import DialRequest, ListenRequest
 from enclavekit_pipeline.wire.frames import CONTROL_STREAM, Frame, Kind
 from enclavekit_pipeline.wire.handshake import NONCE_BYTES, ServerHandshake, proof_bytes
 from enclavekit_pipeline.wire.info_messages import InfoRequest
@@ -175,6 +177,10 @@ class Server:
                 return await serve_copy_out(request, grant, stream, self.place)
             case InfoRequest():
                 return await serve_info(grant, stream, self.place, MAX_SESSIONS)
+            case DialRequest():
+                return await serve_dial(request, grant, stream, self.place)
+            case ListenRequest():
+                return await serve_listen(request, grant, stream, self.place)
 
 
 def _failure(code: str, message: str) -> bytes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.forward_messages import DialRequest, ListenRequest
 from enclavekit_pipeline.wire.info_messages import InfoRequest
 from enclavekit_pipeline.wire.messages import decode_payload
 
-Request = ExecRequest | CopyInRequest | CopyOutRequest | InfoRequest
+Request = ExecRequest | CopyInRequest | CopyOutRequest | DialRequest | ListenRequest | InfoRequest
 
 
 def decode_request(data: bytes) -> Request:
@@ -25,6 +26,10 @@ def target_of(request: Request) -> str:
             return request.argv[0]
         case CopyInRequest() | CopyOutRequest():
             return request.path
+        case DialRequest():
+            return request.target
+        case ListenRequest():
+            return request.listen
         case _:
             return ""
 
