@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 from enclavekit_core.errors import InputError
-from enclavekit_rbuilds.manifest.clients import Client, parse_authorization, render_clients
+from enclavekit_rbuilds.manifest.clients import VERBS, Client, parse_authorization, render_clients
+from enclavekit_rbuilds.manifest.model import Verb
 
 
 @pytest.mark.parametrize(
@@ -16,7 +18,8 @@ from enclavekit_rbuilds.manifest.clients import Client, parse_authorization, ren
         ("", ["exec", "cp-in", "cp-out"], False),
         (":exec", ["exec"], False),
         (":cp-out,exec,exec", ["exec", "cp-out"], False),
-        (":all", ["exec", "cp-in", "cp-out"], True),
+        (":dial,exec", ["exec", "dial"], False),
+        (":all", ["exec", "cp-in", "cp-out", "dial", "listen-remote"], True),
     ],
 )
 def test_verbs(certificate, suffix: str, allow: list[str], system: bool) -> None:
@@ -37,9 +40,11 @@ def test_the_pipeline_accepts_the_file(certificate, tmp_path: Path) -> None:
     assert module.Clients.load(str(path))
 
 
-def test_fields_of_an_entry_are_those_that_the_pipeline_knows() -> None:
+def test_verbs_and_fields_are_those_that_the_pipeline_knows() -> None:
     module = pytest.importorskip("enclavekit_pipeline.enclave.clients", reason="pipeline is not installed")
+    assert VERBS == module.VERBS
     assert set(Client.__struct_fields__) <= set(module.Grant.__struct_fields__)
+    assert get_args(Verb) == VERBS
 
 
 @pytest.mark.parametrize("suffix", [":", ":root", ":exec,rm"])

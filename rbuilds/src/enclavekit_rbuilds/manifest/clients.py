@@ -14,7 +14,8 @@ import msgspec
 import yaml
 from enclavekit_core.errors import InputError, describe_cause
 
-VERBS = ("exec", "cp-in", "cp-out")
+VERBS = ("exec", "cp-in", "cp-out", "dial", "listen-remote")
+USUAL_VERBS = ("exec", "cp-in", "cp-out")  # of whom nothing else is said
 ALL = "all"
 MAX_CERTIFICATE_BYTES = 64 * 1024  # a P-256 certificate is under 1 KiB
 MAX_CLIENTS = 256
@@ -31,18 +32,22 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True):
     """May act on the framework's root as well."""
     sessions: int | None = None
     """Connections at once; None: as many as the listener takes."""
+    forward: list[str] | None = None
+    """Addresses that dial may connect to; None: any."""
+    reverse: list[str] | None = None
+    """Addresses that listen-remote may listen on; None: any."""
 
 
 def parse_authorization(text: str) -> Client:
     """Return the client that `CERTIFICATE_FILE[:verbs]` admits.
 
-    Verbs are comma-separated, of VERBS; without any the client gets all of them, inside the app's root. `all` adds the
-    framework's own root (`pipeline exec --system`). The name is the file's, without its suffix.
+    Verbs are comma-separated, of VERBS; without any the client gets USUAL_VERBS, inside the app's root. `all` is every
+    verb, in the framework's own root as well (`pipeline exec --system`). The name is the file's, without its suffix.
     Raises: InputError.
     """
     path, colon, verbs = text.rpartition(":")
     if not colon or os.path.exists(text):
-        path, verbs = text, ",".join(VERBS)
+        path, verbs = text, ",".join(USUAL_VERBS)
     allow = [verb.strip() for verb in verbs.split(",") if verb.strip()]
     unknown = [verb for verb in allow if verb not in (*VERBS, ALL)]
     if unknown or not allow:

@@ -13,6 +13,7 @@ import os
 import shlex
 
 import msgspec
+from enclavekit_core.address import parse_listed_address
 from enclavekit_core.errors import ConfigError, InputError
 
 from enclavekit_rbuilds.app.image_config import Overrides, parse_environment
@@ -27,6 +28,7 @@ from enclavekit_rbuilds.manifest.model import (
     FILE_NAME,
     SERVICES,
     AppSource,
+    ClientEntry,
     EgressRule,
     IngressRule,
     KernelChoice,
@@ -175,13 +177,14 @@ def _output(args: argparse.Namespace, manifest: Manifest) -> tuple[str, str | No
 def _clients(args: argparse.Namespace, manifest: Manifest, source: str) -> tuple[Client, ...]:
     if args.authorize:
         return tuple(parse_authorization(text) for text in args.authorize)
-    return tuple(
-        msgspec.structs.replace(
-            load_client(entry.certificate, [entry.allow] if isinstance(entry.allow, str) else entry.allow, entry.name),
-            sessions=entry.sessions,
-        )
-        for entry in manifest.clients
-    )
+    return tuple(_client(entry, source) for entry in manifest.clients)
+
+
+def _client(entry: ClientEntry, source: str) -> Client:
+    for text in (*(entry.forward or ()), *(entry.reverse or ())):
+        parse_listed_address(text, source)
+    client = load_client(entry.certificate, [entry.allow] if isinstance(entry.allow, str) else entry.allow, entry.name)
+    return msgspec.structs.replace(client, sessions=entry.sessions, forward=entry.forward, reverse=entry.reverse)
 
 
 def _services(args: argparse.Namespace, manifest: Manifest) -> frozenset[str]:

@@ -23,7 +23,7 @@ SERVICES = ("attestation", "files", "pipeline")
 MAX_RULES = 64  # of each direction: every rule is a process in the enclave, of about 20 MB
 
 Service = Literal["attestation", "files", "pipeline"]
-Verb = Literal["exec", "cp-in", "cp-out"]
+Verb = Literal["exec", "cp-in", "cp-out", "dial", "listen-remote"]
 Mode = Literal["none", "forward", "reverse", "both"]
 TcpPort = Annotated[int, Meta(ge=1, le=65535)]
 VsockPort = Annotated[int, Meta(ge=1, le=0xFFFFFFFE)]
@@ -78,6 +78,14 @@ class ClientEntry(StrictConfig, frozen=True):
     ] = msgspec.field(default_factory=lambda: ["exec", "cp-in", "cp-out"])
     sessions: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="Connections at once; default: any number.")
+    ] = None
+    forward: Annotated[
+        list[Text] | None,
+        Meta(description="What dial may connect to: tcp://HOST:PORT, unix:///PATH; default: anything."),
+    ] = None
+    reverse: Annotated[
+        list[Text] | None,
+        Meta(description="What listen-remote may listen on: tcp://HOST:PORT, unix:///PATH; default: anything."),
     ] = None
     name: Annotated[Text | None, Meta(description="Default: the file's name without its suffix.")] = None
 
