@@ -34,6 +34,7 @@ PURE = [
     "pipeline/src/enclavekit_pipeline/wire/exec_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/copy_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/forward_messages.py",
+    "pipeline/src/enclavekit_pipeline/wire/legacy_slc.py",
     "pipeline/src/enclavekit_pipeline/wire/requests.py",
     "pipeline/src/enclavekit_pipeline/wire/info_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/liveness.py",
