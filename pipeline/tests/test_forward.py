@@ -2,6 +2,7 @@
 """Forwards against a real listener, which shares this machine's network: what is in the enclave is served here, and
 Unix sockets are in the app's root."""
 
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -13,11 +14,15 @@ import subprocess
 import threading
 
 import pytest
+from enclavekit_core import fabric
 from enclavekit_core.address import TcpAddress, UnixAddress
-from enclavekit_core.errors import ConfigError
+from enclavekit_core.errors import ConfigError, RemoteProtocolError
+from enclavekit_pipeline import Enclave
+from enclavekit_pipeline.host.forward_client import Forwarding
 from enclavekit_pipeline.host.forward_rules import Forward, parse_forward
+from enclavekit_pipeline.wire.frames import Frame, Kind
 
-from .conftest import BIN, CID, grant, listening
+from .conftest import BIN, CID, PCRS, grant, listening
 
 DATA = secrets.token_bytes(3_000_000)
 WAIT_S = 20
@@ -344,6 +349,39 @@ def test_listener_that_is_in_the_way_is_left_alone(enclave, short):
         with connect_unix(short / "s") as sock:
             sock.shutdown(socket.SHUT_WR)
             assert sock.recv(1) == b""
+
+
+async def test_program_forwards_both_ways_on_one_session(enclave, short, monkeypatch):
+    monkeypatch.setenv(fabric.RUNTIME_DIR_VARIABLE, enclave.environment[fabric.RUNTIME_DIR_VARIABLE])
+    trust = {"pcrs": {0: PCRS[0]}, "insecure_dev_root": enclave.dev_root}
+    there = f"unix:/{(short / 's').relative_to(enclave.app)}"
+    with serving(("127.0.0.1", 0), echo) as target:
+        async with (
+            Enclave(cid=CID, identity=enclave.directory / "alice", **trust) as entered,
+            entered.forward(f"{there}={target}", reverse=True) as inner,
+            entered.forward(f"0={there}") as outer,
+        ):
+            assert inner == there.replace(":", "://")
+            host, _, port = outer.removeprefix("tcp://").rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(DATA)
+            writer.write_eof()
+            assert await reader.read() == DATA[::-1]
+            writer.close()
+            with pytest.raises(ConfigError):
+                await entered.forward("nonsense").__aenter__()
+    assert not (short / "s").exists()
+
+
+async def test_what_the_enclave_opens_unasked_goes_nowhere():
+    """An arrival at a listener that is none of ours: nothing is dialled."""
+
+    class Session:
+        accept = None
+
+    forwarding = Forwarding(Session(), pytest.fail)
+    with pytest.raises(RemoteProtocolError):
+        await forwarding._take_arrival(None, Frame(Kind.OPEN, b'{"listener":1}', 0x8000))
 
 
 TCP = TcpAddress

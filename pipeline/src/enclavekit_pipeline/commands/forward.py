@@ -56,9 +56,9 @@ async def run_forwards(target: Target, forwards: list[Forward], *, system: bool)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with connected(target) as session, contextlib.AsyncExitStack() as stack:
-        forwarding = Forwarding(session, system)
+        forwarding = Forwarding(session)
         for forward in forwards:
-            address = await stack.enter_async_context(forwarding.open(forward))
+            address = await stack.enter_async_context(forwarding.open(forward, system=system))
             side = "-R" if forward.reverse else "-L"
             print(f"{side} {address} -> {forward.target}", flush=True)
         stopped = asyncio.create_task(stop.wait())

@@ -49,7 +49,6 @@ class Forwarding:
     """The forwards of one session."""
 
     session: Session
-    system: bool = False
     complain: Complain = complain
     """Takes the failures of single connections, which end nothing else."""
     _targets: dict[int, ForwardAddress] = field(default_factory=dict)
@@ -57,20 +56,24 @@ class Forwarding:
     _room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONNECTIONS))
 
     @contextlib.asynccontextmanager
-    async def open(self, forward: Forward) -> AsyncIterator[ForwardAddress]:
+    async def open(self, forward: Forward, *, system: bool = False) -> AsyncIterator[ForwardAddress]:
         """Listen while the block runs; yield the address, with the port that 0 became.
+
+        Args: system: whether paths in the enclave are of the framework's root, not the app's.
 
         Raises: TransportError or InputError if that cannot be, RequestRefused if the enclave's list says no.
         """
-        async with self._listen_there(forward) if forward.reverse else self._listen_here(forward) as address:
+        listening = self._listen_there if forward.reverse else self._listen_here
+        async with listening(forward, system) as address:
             yield address
 
     @contextlib.asynccontextmanager
-    async def _listen_here(self, forward: Forward) -> AsyncIterator[ForwardAddress]:
+    async def _listen_here(self, forward: Forward, system: bool) -> AsyncIterator[ForwardAddress]:
         connections: set[asyncio.Task[None]] = set()
         with await asyncio.to_thread(Listener, forward.listen) as listener:
             listener.socket.setblocking(False)
-            accepting = asyncio.create_task(self._accept_all(listener, forward.target, connections))
+            request = DialRequest(target=str(forward.target), system=system)
+            accepting = asyncio.create_task(self._accept_all(listener, request, connections))
             try:
                 bound = listener.bound_address
                 yield bound if isinstance(bound, TcpAddress) else forward.listen
@@ -79,9 +82,7 @@ class Forwarding:
                     task.cancel()
                 await asyncio.gather(accepting, *connections, return_exceptions=True)
 
-    async def _accept_all(
-        self, listener: Listener, target: ForwardAddress, connections: set[asyncio.Task[None]]
-    ) -> None:
+    async def _accept_all(self, listener: Listener, request: DialRequest, connections: set[asyncio.Task[None]]) -> None:
         loop = asyncio.get_running_loop()
 
         def forget(task: asyncio.Task[None]) -> None:
@@ -96,14 +97,14 @@ class Forwarding:
                     break
                 except OSError:
                     await asyncio.sleep(ACCEPT_PAUSE_S)
-            task = asyncio.create_task(self._carry(sock, target))
+            task = asyncio.create_task(self._carry(sock, request))
             connections.add(task)
             task.add_done_callback(forget)
 
-    async def _carry(self, sock: socket.socket, target: ForwardAddress) -> None:
+    async def _carry(self, sock: socket.socket, request: DialRequest) -> None:
         """Take a connection made here into the enclave."""
         try:
-            async with self.session.open(DialRequest(target=str(target), system=self.system)) as stream:
+            async with self.session.open(request) as stream:
                 decode_payload(Opened, (await receive(stream, Kind.OPENED)).payload)
                 await relay(stream, sock, sends=Kind.STDIN, takes=Kind.STDOUT)
         except EnclavekitError as exc:
@@ -112,9 +113,9 @@ class Forwarding:
             reset(sock)  # unless it was relayed, which closes it
 
     @contextlib.asynccontextmanager
-    async def _listen_there(self, forward: Forward) -> AsyncIterator[ForwardAddress]:
+    async def _listen_there(self, forward: Forward, system: bool) -> AsyncIterator[ForwardAddress]:
         self.session.accept = self._take_arrival  # the same for all of this session
-        request = ListenRequest(listen=str(forward.listen), system=self.system)
+        request = ListenRequest(listen=str(forward.listen), system=system)
         async with self.session.open(request) as stream:
             self._targets[stream.number] = forward.target
             try:
