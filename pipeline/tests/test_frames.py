@@ -22,6 +22,7 @@ TABLE = {
     "1301ffff00000000": Frame(Kind.STDOUT, b"", 65535, end=True),
     "15000001000000051300040000": Frame(Kind.CREDIT, frames.CREDIT.pack(Kind.STDOUT, 0x40000), 1),
     "16000001000000010f": Frame(Kind.SIGNAL, b"\x0f", 1),
+    "100080000000000e7b226c697374656e6572223a317d": Frame(Kind.OPEN, b'{"listener":1}', 0x8000),
 }
 SAMPLES = list(TABLE.values())
 WIRE = b"".join(map(encode, SAMPLES))

@@ -8,10 +8,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 import yaml
@@ -25,6 +27,7 @@ from hypothesis import strategies as st
 
 from .conftest import BIN, PCRS, emulated_nsm, listening
 
+REFERENCE = Path(__file__).resolve().parents[2] / "docs/reference/legacy-slc.md"
 CID, PORT = 26, 53100
 LYING_CID = 27
 WAIT_S = 20
@@ -44,6 +47,12 @@ def test_integer_is_nine_bytes():
     assert slc.decode_integer(b"\x02\x01\0\0\0\0\0\0\xff", 1000, "x") == 0x0102  # upstream does not look at the ninth
     with pytest.raises(RemoteProtocolError):
         slc.decode_integer(integer(2**64 - 1), 1000, "x")
+
+
+def test_reference_shows_these_bytes():
+    shown = re.findall(r"^\| `([0-9a-f ]+)` \|", REFERENCE.read_text(), re.MULTILINE)
+    expected = [slc.encode_integer(258), slc.encode_text("ls"), slc.encode_integer(1) + b"x"]
+    assert [bytes.fromhex(row) for row in shown] == expected
 
 
 @given(st.integers(0, 2**64 - 1))
