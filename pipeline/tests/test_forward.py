@@ -210,6 +210,25 @@ def test_answer_of_a_server_that_reads_no_further_arrives(enclave, short, kind):
         assert not sending.is_alive()
 
 
+def test_large_answer_of_a_server_that_has_closed_arrives_whole(enclave, short):
+    """What the client still sends must not turn into a reset that destroys the answer on its way."""
+
+    def handle(connection):
+        connection.recv(1)
+        connection.sendall(DATA)
+
+    target = inside_name(enclave, short / "s")
+    with (
+        serving(str(short / "s"), handle),
+        forwarding(enclave, "-L", f"0={target}") as (_, [line]),
+        connect(line) as sock,
+    ):
+        sending = threading.Thread(target=send, args=[sock])
+        sending.start()
+        assert read_all(sock) == DATA
+    sending.join(WAIT_S)
+
+
 def send(sock):
     with contextlib.suppress(OSError):
         for _ in range(20):

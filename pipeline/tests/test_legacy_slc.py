@@ -190,12 +190,14 @@ def test_output_that_is_no_text_or_too_much_still_ends(debug):
 
 
 def test_daemon_that_holds_the_pipe_does_not_hold_the_answer(debug):
+    fifo = debug.app / "data/fifo"
+    os.mkfifo(fifo)
     with wire(debug) as sock:
-        sock.sendall(integer(0) + text(b"while :; do read x < /data/fifo; done & echo $!"))
+        sock.sendall(integer(0) + text(b"read line < /data/fifo & echo daemon"))  # waits for a writer
         result = json.loads(read_text(sock))
-    assert result["rc"] == 0
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(int(result["stdout"]), 9)
+    assert (result["stdout"], result["rc"]) == ("daemon\n", 0)
+    with open(fifo, "w"):  # which ends it, and shows that it was there
+        fifo.unlink()
 
 
 def test_client_that_leaves_ends_its_command(debug):
@@ -267,6 +269,7 @@ def test_nonsense_and_early_ends_cost_one_connection(debug, request_):
         with contextlib.suppress(ConnectionResetError):
             assert sock.recv(1) == b""
     assert not [name for name in os.listdir(debug.app / "data") if "evil" in name or "cut" in name]
+    assert not (debug.app / "data/t").exists()
     assert call(debug, "run", "--command", "exit 3").returncode == 3
 
 
