@@ -192,12 +192,19 @@ def test_output_that_is_no_text_or_too_much_still_ends(debug):
 def test_daemon_that_holds_the_pipe_does_not_hold_the_answer(debug):
     fifo = debug.app / "data/fifo"
     os.mkfifo(fifo)
+    (debug.app / "dev").mkdir()
+    (debug.app / "dev/null").touch()  # without it the shell leaves nothing in the background
     with wire(debug) as sock:
-        sock.sendall(integer(0) + text(b"read line < /data/fifo & echo daemon"))  # waits for a writer
+        sock.sendall(integer(0) + text(b"{ read line < /data/fifo; : > /data/went-on; } & echo daemon"))
         result = json.loads(read_text(sock))
     assert (result["stdout"], result["rc"]) == ("daemon\n", 0)
-    with open(fifo, "w"):  # which ends it, and shows that it was there
-        fifo.unlink()
+    descriptor = os.open(fifo, os.O_RDWR)
+    os.write(descriptor, b"line\n")
+    with wire(debug) as sock:
+        sock.sendall(integer(0) + text(b"while ! [ -e /data/went-on ]; do :; done"))
+        assert json.loads(read_text(sock))["rc"] == 0
+    os.close(descriptor)
+    fifo.unlink()
 
 
 def test_client_that_leaves_ends_its_command(debug):

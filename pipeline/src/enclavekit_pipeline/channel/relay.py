@@ -5,7 +5,7 @@
     it takes nothing any more             what comes for it is dropped; what it still says goes out
     it resets                             the stream is closed without an end
     the stream's end of data              shutdown(SHUT_WR)
-    the stream closed without one         the socket is reset
+    the stream closed without one         the socket is reset, once it has sent what was written to it
     the stream closed after one           what the socket still says is read away for a while: closing a TCP socket
                                           with unread bytes resets it, which destroys what was sent to it
 
@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import struct
+import termios
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ from enclavekit_pipeline.wire.frames import Kind
 
 READ_BYTES = 256 * 1024
 LINGER_S = 2.0
+DRAIN_PAUSE_S = 0.02  # nothing tells when a socket has sent all
 DIAL_TIMEOUT_S = 10.0
 DIAL_PAUSE_S = 0.02  # a Unix socket with a full backlog says so instead of letting us wait
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
@@ -88,6 +91,15 @@ class _Flows:
                 while await self._loop.sock_recv(self._socket, READ_BYTES):
                     pass
 
+    async def drain(self) -> None:
+        """Wait until the peer has what was written: a reset throws away what has not been sent."""
+        if self._socket.family == socket.AF_UNIX:
+            return  # there, what is written is with the peer
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0]:
+                    await asyncio.sleep(DRAIN_PAUSE_S)
+
 
 async def relay(stream: Stream, sock: socket.socket, *, sends: Kind, takes: Kind) -> Relayed:
     """Join the two until both directions have ended or one side gives up; closes the socket, not the stream.
@@ -113,6 +125,7 @@ async def relay(stream: Stream, sock: socket.socket, *, sends: Kind, takes: Kind
             await flows.discard()
             return flows.relayed
         flows.relayed.reset = True
+        await flows.drain()
         reset(sock)
         return flows.relayed
     finally:
