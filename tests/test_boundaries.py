@@ -35,6 +35,8 @@ PURE = [
     "pipeline/src/enclavekit_pipeline/wire/job_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/copy_messages.py",
     "pipeline/src/enclavekit_pipeline/enclave/seccomp.py",
+    "pipeline/src/enclavekit_pipeline/wire/forward_messages.py",
+    "pipeline/src/enclavekit_pipeline/wire/legacy_slc.py",
     "pipeline/src/enclavekit_pipeline/wire/requests.py",
     "pipeline/src/enclavekit_pipeline/wire/info_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/tree_content.py",

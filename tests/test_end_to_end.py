@@ -52,6 +52,19 @@ def fetch_evidence(shell, ra, nonce):
     return path
 
 
+def test_attestation_server_is_reached_through_the_pipeline(shell, enclave):
+    """No port of the enclave but the pipeline's is used, and no network: TCP on its loopback."""
+    rule = "0=tcp://127.0.0.1:8443"
+    argv = [str(word) for word in enclave.pipeline("forward", "-L", rule, enclave.cid)]
+    with subprocess.Popen(argv, cwd=shell.directory, env=shell.environment, stdout=subprocess.PIPE, text=True) as ours:
+        try:
+            _, address, *_ = ours.stdout.readline().split()
+            evidence = fetch_evidence(shell, address.replace("tcp", "https"), secrets.token_hex(20))
+        finally:
+            ours.terminate()
+    assert evidence.stat().st_size > 1000
+
+
 def test_image_describes_as_nitro_cli_does(shell, notes, measurements):
     ours, emulated = shell.json("eif", "describe", notes), shell.json("nitro-emu", "describe-eif", "--eif-path", notes)
     assert ours == emulated

@@ -81,7 +81,8 @@ def listening(inside, clients, cid=CID, flags=()):
         os.symlink(f"{host}/fabric", view / "fabric")
         fabric.write_record(str(view / "registry/self.json"), {"cid": cid})
         fabric.write_record(f"{host}/registry/{cid}.json", {"cid": cid, "transport": "fabric"})
-    argv = [BIN / "pipeline", "listen", "--clients", path, "--root", inside.app, "--nsm", inside.nsm_path, *flags]
+    argv = [BIN / "pipeline", "listen", "--clients", path, "--root", inside.app, "--nsm", inside.nsm_path]
+    argv += map(str, flags)
     environment = {**inside.environment, fabric.RUNTIME_DIR_VARIABLE: str(view)}
     with (
         open(inside.directory / "listen.log", "ab") as log,

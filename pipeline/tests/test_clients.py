@@ -1,19 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list: what it refuses to be, whom it knows, what it grants."""
 
+import contextlib
+
 import pytest
 import yaml
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from enclavekit_core.errors import ConfigError, VerificationError
-from enclavekit_pipeline.enclave.clients import Clients, Grant, Refused, check_path, check_request
+from enclavekit_core.errors import ConfigError, RemoteProtocolError, VerificationError
+from enclavekit_pipeline.enclave.clients import Clients, Grant, Refused, check_forward, check_path, check_request
 from enclavekit_pipeline.host.identity import Identity, generate
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
+from enclavekit_pipeline.wire.forward_messages import DialRequest, ListenRequest
 from hypothesis import given
 from hypothesis import strategies as st
 
 KEY = "ab" * 32
+FORWARDS_REFUSED = (
+    "8443",
+    "127.0.0.1:8443",
+    "tcp://h:08443",
+    "vsock://3:1",
+    "unix:///a/../b",
+    "unix://a",
+    "tcp://h:99999",
+)
 
 
 def load(tmp_path, *clients):
@@ -34,6 +46,8 @@ def load(tmp_path, *clients):
         [{"name": "a", "allow": ["exec"], "spki_sha256": KEY, "admin": True}],
         [{"name": "a", "allow": ["exec"], "spki_sha256": KEY, "read": ["data"]}],
         [{"name": "a", "allow": ["exec"], "spki_sha256": KEY, "read": ["/data/../etc"]}],
+        *([{"name": "a", "allow": [], "spki_sha256": KEY, "forward": [text]}] for text in FORWARDS_REFUSED),
+        *([{"name": "a", "allow": [], "spki_sha256": KEY, "reverse": [text]}] for text in FORWARDS_REFUSED),
         [{"name": "a", "allow": [], "spki_sha256": KEY}, {"name": "b", "allow": [], "spki_sha256": KEY}],
         [{"name": "a", "allow": [], "spki_sha256": KEY}, {"name": "a", "allow": [], "spki_sha256": "cd" * 32}],
     ],
@@ -123,11 +137,45 @@ def test_commands(patterns, argv, allowed):
         (["exec", "cp-out"], CopyInRequest(path="/x", name="x")),
         (["exec", "cp-in"], CopyOutRequest(path="/x")),
         (["exec", "cp-in", "cp-out"], CopyOutRequest(path="/x", system=True)),
+        (["exec", "listen-remote"], DialRequest(target="tcp://127.0.0.1:1")),
+        (["exec", "dial"], ListenRequest(listen="tcp://127.0.0.1:1")),
     ],
 )
 def test_verbs_and_system_must_be_granted(allow, request_):
     with pytest.raises(Refused):
         check_request(Grant(name="a", allow=allow), request_)
+
+
+@pytest.mark.parametrize(
+    ("granted", "target", "allowed"),
+    [
+        (None, "tcp://127.0.0.1:1", True),
+        ([], "tcp://127.0.0.1:1", False),
+        (["tcp://127.0.0.1:1"], "tcp://127.0.0.1:1", True),
+        (["tcp://127.0.0.1:1"], "tcp://127.0.0.1:01", True),  # what counts is what it means
+        (["tcp://127.0.0.1:1"], "tcp://127.0.0.1:11", False),
+        (["tcp://127.0.0.1:1"], "tcp://localhost:1", False),
+        (["unix:///a"], "unix:///a", True),
+        (["unix:///a"], "unix:///a/b", False),
+        (["unix:///a"], "tcp://127.0.0.1:1", False),
+    ],
+)
+def test_forwards(granted, target, allowed):
+    verbs = ["dial", "listen-remote"]
+    for request, grant in (
+        (DialRequest(target=target), Grant(name="a", allow=verbs, forward=granted, reverse=[])),
+        (ListenRequest(listen=target), Grant(name="a", allow=verbs, reverse=granted, forward=[])),
+    ):
+        with contextlib.nullcontext() if allowed else pytest.raises(Refused):
+            check_request(grant, request)
+            check_forward(grant, request, request.address)
+
+
+@pytest.mark.parametrize("text", ["", "vsock://3:1", "tcp://h", "unix://a", "tcp://h:1\n", "tcp://h:65536", "x" * 5000])
+def test_addresses_that_are_no_forward(text):
+    for request in (DialRequest(target=text), ListenRequest(listen=text)):
+        with pytest.raises(RemoteProtocolError):
+            request.check()
 
 
 @pytest.mark.parametrize(

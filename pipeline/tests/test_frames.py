@@ -28,6 +28,7 @@ TABLE = {
     ),
     "3c0000030000000b7b22636f756e74223a377d": Frame(Kind.GAP, encode_payload(Gap(count=7)), 3),
     "3d00000100000000": Frame(Kind.SIGNALLED, b"", 1),
+    "100080000000000e7b226c697374656e6572223a317d": Frame(Kind.OPEN, b'{"listener":1}', 0x8000),
 }
 SAMPLES = list(TABLE.values())
 WIRE = b"".join(map(encode, SAMPLES))

@@ -29,6 +29,7 @@ from enclavekit_rbuilds.manifest.model import ClientEntry, Verb
         (":cp-out,exec,exec", ["exec", "cp-out"], False),
         (":all", list(VERBS), True),
         (":shell", ["shell"], False),
+        (":dial,exec", ["exec", "dial"], False),
     ],
 )
 def test_verbs(certificate, suffix: str, allow: list[str], system: bool) -> None:
@@ -56,6 +57,7 @@ def test_verbs_and_fields_are_those_that_the_pipeline_knows() -> None:
     assert Fence.__struct_fields__ == module.Fence.__struct_fields__
     assert {"certificate", "name", "allow", *CLIENT_RULES} == set(ClientEntry.__struct_fields__)
     assert set(Client.__struct_fields__) <= set(module.Grant.__struct_fields__)
+    assert get_args(Verb) == VERBS
 
 
 @pytest.mark.parametrize("suffix", [":", ":root", ":exec,rm"])

@@ -37,7 +37,7 @@ network:
   ingress: [{port: 8080, vsock_port: 18080}]
 clients:
   - {certificate: alice.crt, allow: all, name: ops, commands: [[ls, "..."]], read: [/data], write: [], user: app,
-     environment: [LANG], landlock: {read: [/]}, seccomp: no-network}
+     environment: [LANG], landlock: {read: [/]}, seccomp: no-network, forward: ["tcp://127.0.0.1:8443"], reverse: []}
 resources: {memory_mib: 2048, cpus: 4, cid: 16}
 runtime_config: {REGION: {type: string, default: eu-west-1}}
 kernel: {source: file, path: bzImage, sha256: %s}
@@ -75,6 +75,7 @@ def test_every_key_arrives_with_paths_below_the_files_own_directory(folder: Path
     (ops,) = built.clients
     assert (ops.commands, ops.read, ops.write, ops.user) == ([["ls", "..."]], ["/data"], [], "app")
     assert (ops.environment, ops.landlock, ops.seccomp) == (["LANG"], Fence(read=["/"]), "no-network")
+    assert (ops.forward, ops.reverse) == (["tcp://127.0.0.1:8443"], [])
     assert (built.resources.memory_mib, built.resources.cpus, built.resources.cid) == (2048, 4, 16)
     assert [(name, one.default) for name, one in built.runtime_config.items()] == [("REGION", "eu-west-1")]
     assert (built.kernel.source, built.kernel.path) == ("file", str(folder / "bzImage"))
@@ -190,6 +191,14 @@ def test_wrong_flags_are_one_line(folder: Path, words: list[str], reason: str | 
     with pytest.raises(EnclavekitError, match=reason) as caught:
         request(*words)
     assert caught.value.exit_code == 2 and str(caught.value).startswith("cannot use ")
+
+
+@pytest.mark.parametrize("text", ["8443", "tcp://h:99999", "vsock://3:1", "unix:///a/../b"])
+def test_forward_that_the_listener_would_refuse_is_refused_at_build_time(folder: Path, text: str) -> None:
+    manifest = FULL.replace("tcp://127.0.0.1:8443", text)
+    (folder / "enclave.yaml").write_text(manifest)
+    with pytest.raises(ConfigError):
+        request("--config", folder / "enclave.yaml")
 
 
 def test_clients_need_somebody_who_lets_them_in(folder: Path, capsys) -> None:

@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
-from enclavekit_core.address import TcpAddress, UnixAddress, VsockAddress, parse_address, parse_cid
+from enclavekit_core.address import (
+    TcpAddress,
+    UnixAddress,
+    VsockAddress,
+    parse_address,
+    parse_cid,
+    parse_listed_address,
+)
 from enclavekit_core.errors import ConfigError
 
 GOOD = {
@@ -57,3 +64,16 @@ def test_address_refuses_with_its_own_text_in_the_message(text):
 
 def test_cid_names():
     assert [parse_cid(name) for name in ("hypervisor", "local", "parent", "any", "42")] == [0, 1, 3, 0xFFFFFFFF, 42]
+
+
+@pytest.mark.parametrize("text", ["tcp://127.0.0.1:8443", "tcp://[::1]:0", "unix:///run/a.sock"])
+def test_listed_address(text):
+    assert str(parse_listed_address(text, "list")) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["h:1", "tcp://h:01", "tcp://::1:1", "vsock://3:1", "unix:///a//b", "unix:///a/../b", "unix:///a/"]
+)
+def test_listed_address_has_one_form(text):
+    with pytest.raises(ConfigError):
+        parse_listed_address(text, "list")

@@ -7,14 +7,20 @@ import argparse
 import importlib
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from enclavekit_core.cli import run_command
 from enclavekit_core.errors import EnclavekitError
 
+from enclavekit_pipeline.commands.general import General, add_general_flags, apply_config, take_general
+
+if TYPE_CHECKING:
+    from enclavekit_pipeline.host.config import UpstreamConfig
+
 USAGE_ERROR = 2  # argparse
 # in the order of the help
 COMMANDS = (
-    *("exec", "shell", "cp", "jobs", "logs", "attach", "kill", "ps", "ping", "info", "keygen", "listen"),
+    *("exec", "shell", "cp", "forward", "jobs", "logs", "attach", "kill", "ps", "ping", "info", "keygen", "listen"),
     *("run", "send-file", "recv-file", "send-dir", "recv-dir"),  # the Rust framework's names
 )
 
@@ -22,11 +28,14 @@ COMMANDS = (
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     try:
-        args = parse_words(words)
+        general, words = take_general(words)
+        args = parse_words(words, general)
     except SystemExit as exc:
         # 2 would be the command's own, say grep's
-        module = command_module(words[0]) if words and words[0] in COMMANDS else None
-        return failure_status(module, USAGE_ERROR) if exc.code == USAGE_ERROR else int(exc.code or 0)
+        return failure_status(named_module(words), USAGE_ERROR) if exc.code == USAGE_ERROR else int(exc.code or 0)
+    except EnclavekitError as exc:
+        print(f"pipeline: {exc}", file=sys.stderr)
+        return failure_status(named_module(words), exc.exit_code)
     return run_command("pipeline", lambda: run_module(args))
 
 
@@ -45,21 +54,35 @@ def failure_status(module: ModuleType | None, default: int) -> int:
     return int(getattr(module, "FAILURE_STATUS", default))
 
 
-def parse_words(words: list[str]) -> argparse.Namespace:
+def named_module(words: list[str]) -> ModuleType | None:
+    return command_module(words[0]) if words and words[0] in COMMANDS else None
+
+
+def parse_words(words: list[str], general: General) -> argparse.Namespace:
     """Parse the command line; the words of a command in the enclave stay as they are, in `argv`."""
+    if general.legacy:
+        from enclavekit_pipeline.commands import legacy
+
+        return legacy.parse_words(words, general)
     command: list[str] = []
     if words and words[0] in COMMANDS and "--" in words and hasattr(command_module(words[0]), "TAKES_COMMAND"):
         middle = words.index("--")
         words, command = words[:middle], words[middle + 1 :]
-    args = build_parser().parse_args(words)
+    config = None
+    if general.config is not None:
+        from enclavekit_pipeline.host.config import load_upstream_config
+
+        config = load_upstream_config(general.config)
+    args = build_parser(config).parse_args(words)
     args.argv = command
     return args
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(config: UpstreamConfig | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pipeline", description="Run commands in an enclave and copy files, over an attested channel."
     )
+    add_general_flags(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = command_module(name)
@@ -72,6 +95,8 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(added)
+        if config is not None:
+            apply_config(added, cid=config.cid, port=config.port)
         added.set_defaults(module=module)
     return parser
 

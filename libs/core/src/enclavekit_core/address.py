@@ -7,6 +7,7 @@ are accepted where a flag says which of the two it takes (`default_scheme`).
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 
 from enclavekit_core.errors import ConfigError
@@ -92,6 +93,19 @@ def parse_address(text: str, default_scheme: str = "") -> Address:
             return UnixAddress(rest)
         case _:
             raise ConfigError(f"address {text!r}", "", "it must start with vsock://, unix:// or tcp://")
+
+
+def parse_listed_address(text: str, source: str) -> TcpAddress | UnixAddress:
+    """Parse an address of a list that others are compared with: TCP or Unix, in its one text form and no other.
+
+    Raises: ConfigError, naming `source`.
+    """
+    address = parse_address(text)
+    if isinstance(address, VsockAddress) or str(address) != text:
+        raise ConfigError(source, "", f"{text!r} is neither tcp://HOST:PORT nor unix:///PATH, written plainly")
+    if isinstance(address, UnixAddress) and posixpath.normpath(address.path) != address.path:
+        raise ConfigError(source, "", f"path {address.path!r} is not plain")
+    return address
 
 
 def _split_port(rest: str, text: str) -> tuple[str, str]:

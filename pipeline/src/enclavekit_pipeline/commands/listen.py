@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime-values", default=rules.VALUES_PATH, metavar="FILE", help="where it is (default: %(default)s)"
     )
+    parser.add_argument(
+        "--insecure-legacy-slc",
+        type=port_number,
+        metavar="PORT",
+        help="serve the Rust framework's protocol there as well, to anybody: debug mode only",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,4 +51,5 @@ def run(args: argparse.Namespace) -> int:
         root=args.root,
         nsm_path=args.nsm,
         revocations=Revocations(args.runtime_schema, args.runtime_values),
+        insecure_legacy_port=args.insecure_legacy_slc,
     )

@@ -15,6 +15,8 @@ reading the file.
         environment: [LANG, "APP_*"]            # names that -e may set; absent: any
         landlock: {read: [/], write: [/data]}   # what commands may read and run, and what they may write
         seccomp: default                        # or no-network: system calls that commands may not make
+        forward: ["tcp://127.0.0.1:8443"]       # of dial; absent: any address
+        reverse: ["unix:///run/in.sock"]        # of listen-remote; absent: any address
         system: false                           # may act on the framework's root as well
         sessions: 4                             # connections at once; absent: as many as there is room for
 """
@@ -31,16 +33,18 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from enclavekit_core.address import TcpAddress, parse_listed_address
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError, VerificationError
 
 from enclavekit_pipeline.enclave.seccomp import PROFILES
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, ShellRequest
+from enclavekit_pipeline.wire.forward_messages import DialRequest, ForwardAddress, ListenRequest
 from enclavekit_pipeline.wire.job_messages import AttachRequest, JobsRequest, KillRequest, LogsRequest
 from enclavekit_pipeline.wire.requests import Request, verb_of
 
-VERBS = ("exec", "cp-in", "cp-out", "shell", "ps", "kill")
+VERBS = ("exec", "cp-in", "cp-out", "shell", "ps", "kill", "dial", "listen-remote")
 FREE_VERBS = ("info",)  # for whoever is let in: what it tells is the caller's own
 ANY_MORE = "..."
 
@@ -72,6 +76,8 @@ class Grant(StrictConfig, frozen=True):
     landlock: Fence | None = None
     seccomp: str | None = None
     """Of seccomp.PROFILES."""
+    forward: list[str] | None = None
+    reverse: list[str] | None = None
     system: bool = False
     sessions: int | None = None
     """Connections at once; None: as many as the listener takes."""
@@ -105,6 +111,8 @@ class Clients:
                     raise ConfigError(source, grant.name, f"path {prefix!r} is not absolute and plain")
             if grant.sessions is not None and grant.sessions < 1:
                 raise ConfigError(source, grant.name, "sessions: nobody enters with fewer than one")
+            for text in (*(grant.forward or ()), *(grant.reverse or ())):
+                parse_listed_address(text, f"{source}: {grant.name}")
             key = _key_of(grant, source)
             if key in self._by_key:
                 raise ConfigError(source, grant.name, f"it has the key of {self._by_key[key].name}")
@@ -147,7 +155,7 @@ class Clients:
 
 
 def check_request(grant: Grant, request: Request) -> None:
-    """Raises Refused if the grant does not cover the request; paths of copies are checked again once resolved."""
+    """Raises Refused if the grant does not cover the request; paths are checked by the two below, once resolved."""
     verb = _needed_verb(request)
     if verb not in grant.allow and verb not in FREE_VERBS:
         raise Refused(f"{grant.name} may not {verb}")
@@ -163,6 +171,8 @@ def check_request(grant: Grant, request: Request) -> None:
     if isinstance(request, CopyInRequest) and request.unsafe_links and grant.write is not None:
         # whoever follows such a link later may be allowed more than this client
         raise Refused(f"{grant.name} may not make links that lead out of what it copies")
+    if isinstance(request, DialRequest | ListenRequest) and isinstance(request.address, TcpAddress):
+        check_forward(grant, request, request.address)
 
 
 def may_see_job(grant: Grant, owner: str, *, system: bool) -> bool:
@@ -206,6 +216,14 @@ def check_path(grant: Grant, verb: str, path: str) -> None:
         if path == base or path.startswith(base + "/"):
             return
     raise Refused(f"{grant.name} may not {'write' if verb == 'cp-in' else 'read'} there")
+
+
+def check_forward(grant: Grant, request: DialRequest | ListenRequest, address: ForwardAddress) -> None:
+    """Raises Refused if `address`, a path in it absolute in the root and without links, is not granted."""
+    dials = isinstance(request, DialRequest)
+    granted = grant.forward if dials else grant.reverse
+    if granted is not None and str(address) not in granted:
+        raise Refused(f"{grant.name} may not {'connect' if dials else 'listen'} there")
 
 
 def _matches(pattern: list[str], argv: list[str]) -> bool:

@@ -23,18 +23,21 @@ from enclavekit_nsm.client import NsmClient
 from enclavekit_pipeline.channel.mux import Connection, Stream
 from enclavekit_pipeline.enclave.clients import Clients, Grant, Refused, check_request
 from enclavekit_pipeline.enclave.jobs import Jobs
+from enclavekit_pipeline.enclave.legacy_listener import LegacyListener, check_debug
 from enclavekit_pipeline.enclave.processes import serve_ps
 from enclavekit_pipeline.enclave.reception import Reception
 from enclavekit_pipeline.enclave.revocation import Revocations
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.serve_copy import serve_copy_in, serve_copy_out
 from enclavekit_pipeline.enclave.serve_exec import serve_exec
+from enclavekit_pipeline.enclave.serve_forward import serve_dial, serve_listen
 from enclavekit_pipeline.enclave.serve_info import serve_info
 from enclavekit_pipeline.enclave.serve_jobs import serve_attach, serve_detached, serve_jobs, serve_kill, serve_logs
 from enclavekit_pipeline.enclave.starting import Starter
 from enclavekit_pipeline.enclave.workplace import MAX_THREADS, Workplace
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, ShellRequest
+from enclavekit_pipeline.wire.forward_messages import DialRequest, ListenRequest
 from enclavekit_pipeline.wire.frames import CONTROL_STREAM, Frame, Kind
 from enclavekit_pipeline.wire.handshake import NONCE_BYTES, ServerHandshake, proof_bytes
 from enclavekit_pipeline.wire.info_messages import InfoRequest
@@ -193,6 +196,10 @@ class Server:
                 return await serve_copy_out(request, grant, stream, self.place)
             case InfoRequest():
                 return await serve_info(grant, stream, self.place, MAX_SESSIONS)
+            case DialRequest():
+                return await serve_dial(request, grant, stream, self.place)
+            case ListenRequest():
+                return await serve_listen(request, grant, stream, self.place)
 
 
 def _failure(code: str, message: str) -> bytes:
@@ -209,8 +216,20 @@ async def refuse(connection: Connection, code: str, message: str) -> None:
         await connection.send(Frame(Kind.ERROR, _failure(code, message), CONTROL_STREAM))
 
 
-def listen(*, port: int, clients_path: str, root: str, nsm_path: str | None, revocations: Revocations) -> int:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError without a client list, DeviceError without an NSM."""
+def listen(
+    *,
+    port: int,
+    clients_path: str,
+    root: str,
+    nsm_path: str | None,
+    revocations: Revocations,
+    insecure_legacy_port: int | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError without a client list, DeviceError without an NSM.
+
+    Args:
+        insecure_legacy_port: where the Rust framework's protocol is served as well, to anybody; None: nowhere.
+    """
     logs.configure()
     clients = Clients.load(clients_path)
     if not os.path.isdir(root):
@@ -222,6 +241,7 @@ def listen(*, port: int, clients_path: str, root: str, nsm_path: str | None, rev
         raise ConfigError(root, "", (exc.strerror or str(exc)).lower()) from exc
     with (
         contextlib.closing(Starter.launch()) as starter,
+        contextlib.ExitStack() as stack,
         ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="work") as threads,
         ThreadPoolExecutor(1, thread_name_prefix="nsm") as nsm_thread,
         NsmClient.open(nsm_path) as nsm,
@@ -229,19 +249,26 @@ def listen(*, port: int, clients_path: str, root: str, nsm_path: str | None, rev
     ):
         place = Workplace(app_root, system_root, threads, starter)
         server = Server(TlsIdentity.generate(SERVICE), nsm, nsm_thread, clients, place, revocations)
-        asyncio.run(serve(listener, server))
+        legacy = None
+        if insecure_legacy_port is not None:
+            check_debug(nsm)
+            legacy = stack.enter_context(Listener(VsockAddress(CID_ANY, insecure_legacy_port)))
+        asyncio.run(serve(listener, server, legacy))
     return 0
 
 
-async def serve(listener: Listener, server: Server) -> None:
+async def serve(listener: Listener, server: Server, legacy: Listener | None = None) -> None:
     """Serve `listener` until a signal asks to stop; then cut what is under way."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     context = tls.server_context(server.identity.certificate_pem, server.identity.key_pem)
-    reception = asyncio.create_task(Reception(listener, context, server.handle).run())
+    serving = [asyncio.create_task(Reception(listener, context, server.handle).run())]
+    if legacy is not None:
+        serving.append(asyncio.create_task(LegacyListener(server.place).run(legacy)))
     log.info("listening", address=str(listener.address), spki_sha256=server.identity.spki_sha256.hex())
     await stop.wait()
-    reception.cancel()
-    await asyncio.gather(reception, return_exceptions=True)
+    for task in serving:
+        task.cancel()
+    await asyncio.gather(*serving, return_exceptions=True)
     await server.jobs.close()

@@ -16,6 +16,7 @@ from enclavekit_pipeline.enclave.starting import Starter
 from enclavekit_pipeline.wire.requests import Request
 
 MAX_COMMANDS = 128  # running at once; each keeps a thread waiting
+MAX_FORWARDS = 512  # connections and listeners of all callers; each may hold up to 1 MiB and two descriptors
 FILE_THREADS = 16  # beside those: copies go on while every command slot is taken
 MAX_THREADS = MAX_COMMANDS + FILE_THREADS
 Result = TypeVar("Result")
@@ -32,6 +33,8 @@ class Workplace:
     starter: Starter = field(default_factory=Starter)
     commands: int = 0
     """Running now."""
+    forwards: int = 0
+    """Open now."""
 
     def root_of(self, request: Request) -> Root:
         return self.system_root if request.system else self.app_root
@@ -57,3 +60,14 @@ class Workplace:
             yield
         finally:
             self.commands -= 1
+
+    @contextlib.contextmanager
+    def forward_slot(self) -> Iterator[None]:
+        """Raises Refused if all are taken."""
+        if self.forwards >= MAX_FORWARDS:
+            raise Refused(f"{MAX_FORWARDS} connections are forwarded already")
+        self.forwards += 1
+        try:
+            yield
+        finally:
+            self.forwards -= 1

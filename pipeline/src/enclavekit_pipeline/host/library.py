@@ -16,6 +16,7 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from enclavekit_attestation.verify import VerifiedDocument
 from enclavekit_core.address import VsockAddress
@@ -23,7 +24,7 @@ from enclavekit_core.errors import CommandError, ConfigError, InputError
 
 from enclavekit_pipeline.channel.mux import Stream, StreamClosed
 from enclavekit_pipeline.host.addressing import find_cid
-from enclavekit_pipeline.host.client import DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_PORT, Target, receive
+from enclavekit_pipeline.host.client import DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_PORT, Target, decision_log, receive
 from enclavekit_pipeline.host.copy_client import KEEP_ALL_BUT_OWNERS, CopyOptions, copy_in, copy_out
 from enclavekit_pipeline.host.identity import Identity
 from enclavekit_pipeline.host.session import Session
@@ -32,6 +33,9 @@ from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit
 from enclavekit_pipeline.wire.frames import Frame, Kind
 from enclavekit_pipeline.wire.info_messages import Info, InfoRequest
 from enclavekit_pipeline.wire.messages import decode_payload
+
+if TYPE_CHECKING:
+    from enclavekit_pipeline.host.forward_client import Forwarding
 
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024  # that `exec` collects; `start` has no limit
 TAIL_BYTES = 2000
@@ -184,6 +188,7 @@ class Enclave:
         who = prefix if isinstance(prefix, Identity) else Identity.load(os.fspath(prefix))
         self.target = Target(VsockAddress(find_cid(str(name or cid)), port), trust, who, connect_timeout_s)
         self._session: Session | None = None
+        self._forwarding: Forwarding | None = None
 
     async def __aenter__(self) -> Enclave:
         """Connect. Raises TransportError, VerificationError (nothing was sent then), RemoteProtocolError."""
@@ -195,7 +200,7 @@ class Enclave:
     ) -> None:
         if self._session is not None:
             await self._session.close()
-            self._session = None
+            self._session = self._forwarding = None
 
     @property
     def session(self) -> Session:
@@ -303,6 +308,24 @@ class Enclave:
         """Copy a file or a tree of the enclave to `target`, each file whole or not at all; return the bytes."""
         chosen = replace(options, system=system or options.system)
         return (await copy_out(self.session, path, os.fspath(target), chosen)).size
+
+    @contextlib.asynccontextmanager
+    async def forward(self, rule: str, *, reverse: bool = False, system: bool = False) -> AsyncIterator[str]:
+        """Forward connections while the block runs; yield the address that is listened on.
+
+        Args:
+            rule: as of `pipeline forward -L`, say `0=tcp://127.0.0.1:8443`; with `reverse` as of -R.
+        Raises: ConfigError for a rule that is none, TransportError, InputError, RequestRefused. What fails of single
+            connections resets them, and is logged with ENCLAVEKIT_LOG.
+        """
+        from enclavekit_pipeline.host.forward_client import Forwarding
+        from enclavekit_pipeline.host.forward_rules import parse_forward
+
+        if self._forwarding is None:  # one for the session: the enclave's connections arrive in one place
+            decided = decision_log(self.target)
+            self._forwarding = Forwarding(self.session, lambda text: decided("connection not forwarded", reason=text))
+        async with self._forwarding.open(parse_forward(rule, reverse=reverse), system=system) as address:
+            yield str(address)
 
     async def info(self) -> Info:
         """Return what the enclave says about itself and grants us."""

@@ -125,6 +125,11 @@ class Session:
         finally:
             stream.close()
 
+    async def ended(self) -> Exception:
+        """Wait for the end of the connection and return its reason."""
+        await asyncio.wait(self._tasks[:1])
+        return self._connection.failure()
+
     async def close(self) -> None:
         """End what is under way, and the connection."""
         self._connection.finish()

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, ShellRequest
+from enclavekit_pipeline.wire.forward_messages import DialRequest, ListenRequest
 from enclavekit_pipeline.wire.info_messages import InfoRequest
 from enclavekit_pipeline.wire.job_messages import AttachRequest, JobsRequest, KillRequest, LogsRequest, PsRequest
 from enclavekit_pipeline.wire.messages import decode_payload
 
 JobRequest = JobsRequest | LogsRequest | AttachRequest | KillRequest | PsRequest
-Request = ExecRequest | ShellRequest | JobRequest | CopyInRequest | CopyOutRequest | InfoRequest
+ForwardRequest = DialRequest | ListenRequest
+Request = ExecRequest | ShellRequest | JobRequest | CopyInRequest | CopyOutRequest | ForwardRequest | InfoRequest
 
 
 def decode_request(data: bytes) -> Request:
@@ -31,6 +33,10 @@ def target_of(request: Request) -> str:
             return request.job or str(request.pid)
         case CopyInRequest() | CopyOutRequest():
             return request.path
+        case DialRequest():
+            return request.target
+        case ListenRequest():
+            return request.listen
         case _:
             return ""
 

@@ -18,7 +18,7 @@ from enclavekit_core.config import StrictConfig
 from enclavekit_core.errors import ConfigError, InputError, describe_cause
 from msgspec import Meta
 
-VERBS = ("exec", "cp-in", "cp-out", "shell", "ps", "kill")
+VERBS = ("exec", "cp-in", "cp-out", "shell", "ps", "kill", "dial", "listen-remote")
 USUAL_VERBS = ("exec", "cp-in", "cp-out", "shell", "ps", "kill")  # of whom nothing else is said
 ALL = "all"
 PROFILES = ("default", "no-network")
@@ -56,6 +56,10 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True):
     landlock: Fence | None = None
     seccomp: str | None = None
     """Of PROFILES."""
+    forward: list[str] | None = None
+    """Addresses that dial may connect to; None: any."""
+    reverse: list[str] | None = None
+    """Addresses that listen-remote may listen on; None: any."""
 
 
 def parse_authorization(text: str) -> Client:

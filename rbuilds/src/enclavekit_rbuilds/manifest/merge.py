@@ -13,6 +13,7 @@ import os
 import shlex
 
 import msgspec
+from enclavekit_core.address import parse_listed_address
 from enclavekit_core.errors import ConfigError, InputError
 
 from enclavekit_rbuilds.app.image_config import Overrides, parse_environment
@@ -42,7 +43,18 @@ from enclavekit_rbuilds.manifest.model import (
 FLAGS = "the command line"
 SOURCES = ("dockerfile", "archive", "rootfs")
 # what an entry says beside who it is and what it may do; the listener in the enclave judges by it
-CLIENT_RULES = ("sessions", "commands", "read", "write", "user", "environment", "landlock", "seccomp")
+CLIENT_RULES = (
+    "sessions",
+    "commands",
+    "read",
+    "write",
+    "user",
+    "environment",
+    "landlock",
+    "seccomp",
+    "forward",
+    "reverse",
+)
 
 
 def merge_request(args: argparse.Namespace) -> BuildRequest:
@@ -182,6 +194,8 @@ def _clients(args: argparse.Namespace, manifest: Manifest, source: str) -> tuple
 
 
 def _client(entry: ClientEntry, source: str) -> Client:
+    for text in (*(entry.forward or ()), *(entry.reverse or ())):
+        parse_listed_address(text, source)
     client = load_client(entry.certificate, [entry.allow] if isinstance(entry.allow, str) else entry.allow, entry.name)
     rules = {name: getattr(entry, name) for name in CLIENT_RULES}
     return check_client(msgspec.structs.replace(client, **rules), source)

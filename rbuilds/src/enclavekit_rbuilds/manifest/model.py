@@ -24,7 +24,7 @@ SERVICES = ("attestation", "files", "pipeline")
 MAX_RULES = 64  # of each direction: every rule is a process in the enclave, of about 20 MB
 
 Service = Literal["attestation", "files", "pipeline"]
-Verb = Literal["exec", "cp-in", "cp-out", "shell", "ps", "kill"]
+Verb = Literal["exec", "cp-in", "cp-out", "shell", "ps", "kill", "dial", "listen-remote"]
 Mode = Literal["none", "forward", "reverse", "both"]
 TcpPort = Annotated[int, Meta(ge=1, le=65535)]
 VsockPort = Annotated[int, Meta(ge=1, le=0xFFFFFFFE)]
@@ -95,6 +95,14 @@ class ClientEntry(StrictConfig, frozen=True):
     landlock: Annotated[Fence | None, Meta(description="Paths that commands reach; default: all.")] = None
     seccomp: Annotated[
         Literal["default", "no-network"] | None, Meta(description="System calls that commands may not make.")
+    ] = None
+    forward: Annotated[
+        list[Text] | None,
+        Meta(description="What dial may connect to: tcp://HOST:PORT, unix:///PATH; default: anything."),
+    ] = None
+    reverse: Annotated[
+        list[Text] | None,
+        Meta(description="What listen-remote may listen on: tcp://HOST:PORT, unix:///PATH; default: anything."),
     ] = None
     name: Annotated[Text | None, Meta(description="Default: the file's name without its suffix.")] = None
 
