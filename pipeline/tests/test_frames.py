@@ -23,12 +23,12 @@ TABLE = {
     "1301ffff00000000": Frame(Kind.STDOUT, b"", 65535, end=True),
     "15000001000000051300040000": Frame(Kind.CREDIT, frames.CREDIT.pack(Kind.STDOUT, 0x40000), 1),
     "16000001000000010f": Frame(Kind.SIGNAL, b"\x0f", 1),
+    "100080000000000e7b226c697374656e6572223a317d": Frame(Kind.OPEN, b'{"listener":1}', 0x8000),
     "38000001000000187b22726f7773223a32342c22636f6c756d6e73223a38307d": Frame(
         Kind.RESIZE, encode_payload(WindowSize(rows=24, columns=80)), 1
     ),
     "3c0000030000000b7b22636f756e74223a377d": Frame(Kind.GAP, encode_payload(Gap(count=7)), 3),
     "3d00000100000000": Frame(Kind.SIGNALLED, b"", 1),
-    "100080000000000e7b226c697374656e6572223a317d": Frame(Kind.OPEN, b'{"listener":1}', 0x8000),
 }
 SAMPLES = list(TABLE.values())
 WIRE = b"".join(map(encode, SAMPLES))

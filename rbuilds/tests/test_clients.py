@@ -10,6 +10,7 @@ import yaml
 from enclavekit_core.errors import ConfigError, InputError
 from enclavekit_rbuilds.manifest.clients import (
     PROFILES,
+    USUAL_VERBS,
     VERBS,
     Client,
     Fence,
@@ -24,7 +25,7 @@ from enclavekit_rbuilds.manifest.model import ClientEntry, Verb
 @pytest.mark.parametrize(
     ("suffix", "allow", "system"),
     [
-        ("", list(VERBS), False),
+        ("", list(USUAL_VERBS), False),
         (":exec", ["exec"], False),
         (":cp-out,exec,exec", ["exec", "cp-out"], False),
         (":all", list(VERBS), True),
