@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from enclavekit_core.fabric import write_record
+from enclavekit_core.fabric import SIBLINGS_SOCKET, write_record
 from enclavekit_core.processes import identify
+from enclavekit_core.streams import DEFAULT_BACKLOG
 
 from enclavekit_emulator import enclave_process, memory_limit, qemu_machine
 from enclavekit_emulator.image import describe_labels, file_identity, measure_image, open_image, open_ramdisks
@@ -41,6 +42,9 @@ def boot_process(owner: Supervisor) -> None:
     _listen(owner)
     # as devtmpfs makes it: for root only, until somebody inside decides otherwise
     owner.listeners["nsm"] = listen_unix(own, NSM_SOCKET, 0o600, root_ids)
+    owner.listeners["siblings"] = listen_unix(
+        os.path.join(fabric, "parent"), SIBLINGS_SOCKET, 0o666, backlog=DEFAULT_BACKLOG
+    )
     os.chown(fabric, *root_ids)  # last: from here its owner can put there what it likes
     limit_bytes = record.memory_mib * MIB
     owner.update(cgroup=memory_limit.create_memory_group(record.enclave_id, limit_bytes))
@@ -62,7 +66,7 @@ def boot_process(owner: Supervisor) -> None:
     _measure(owner, eif)  # PID 1 unpacks the image meanwhile
     namespace, owner.console = process.wait_until_built()
     _check_unchanged(owner, eif, identity)
-    _register(owner, transport="fabric", pid_namespace=namespace)
+    _register(owner, transport="fabric", pid_namespace=namespace, carrier_pid=os.getpid())
     process.start_init()
 
 
@@ -99,7 +103,7 @@ def boot_qemu(owner: Supervisor) -> None:
         owner,
         transport="hybrid",
         path=os.path.join(fabric, qemu_machine.HYBRID_SOCKET),
-        device_pid=machine.device_pid,
+        carrier_pid=machine.device_pid,
     )
     machine.start(
         QemuPlan(

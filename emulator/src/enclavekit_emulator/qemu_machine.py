@@ -15,6 +15,8 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from enclavekit_core.streams import DEFAULT_BACKLOG
+
 from enclavekit_emulator import namespaces as ns
 from enclavekit_emulator.nitro_errors import BOOT_FAILURE, NitroError
 from enclavekit_emulator.parent_ports import listen_unix
@@ -94,7 +96,7 @@ def spawn(directory: str, fabric_directory: str, cid: int) -> QemuMachine:
         fabric_directory: the enclave's, for the socket by which the host reaches it.
     """
     vhost = listen_unix(directory, VHOST_SOCKET, 0o600)
-    hybrid = listen_unix(fabric_directory, HYBRID_SOCKET, 0o666)
+    hybrid = listen_unix(fabric_directory, HYBRID_SOCKET, 0o666, backlog=DEFAULT_BACKLOG)
     supervisor = os.getpid()
     ours, theirs = socket.socketpair()
     output, console = os.pipe()

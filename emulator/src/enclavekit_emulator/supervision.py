@@ -23,6 +23,7 @@ from enclavekit_emulator.parent_ports import (
     receive_exit_report,
     receive_heartbeat,
 )
+from enclavekit_emulator.sibling_switch import SiblingSwitch
 from enclavekit_emulator.state import CONSOLE_FILE
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class _Life:
         self._waiters: list[tuple[str, asyncio.StreamWriter]] = []
         self._heartbeat_port = PortServer(self._on_heartbeat)
         self._exit_port = PortServer(self._on_exit_report)
+        self._siblings = SiblingSwitch(owner.record.cid)
         self._control: asyncio.Server | None = None
 
     async def listen(self) -> None:
@@ -96,6 +98,8 @@ class _Life:
             self._loop.add_signal_handler(number, self._set, self._stop)
         await self._heartbeat_port.start(owner.listeners.pop("heartbeat"))
         await self._exit_port.start(owner.listeners.pop("exit"))
+        if listener := owner.listeners.pop("siblings", None):  # a virtual machine's device connects by itself
+            self._siblings.start(listener)
         self._control = await asyncio.start_unix_server(
             self._on_request, sock=owner.listeners.pop("control"), limit=MAX_REQUEST_BYTES
         )
@@ -207,6 +211,7 @@ class _Life:
             owner.front.setblocking(True)
         self._heartbeat_port.close()
         self._exit_port.close()
+        self._siblings.close()
         if self._control is not None:
             self._control.close()
         if self._console_file is not None:

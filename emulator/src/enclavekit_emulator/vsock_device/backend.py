@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enclavekit_core.logs import get_logger
 
 from enclavekit_emulator.vsock_device import vhost_user as proto
-from enclavekit_emulator.vsock_device.device import Dial, VsockDevice
+from enclavekit_emulator.vsock_device.device import MAX_CONNECTIONS, Dial, VsockDevice
 from enclavekit_emulator.vsock_device.guest_memory import BadAddressError, GuestMemory, Region
 from enclavekit_emulator.vsock_device.packet import PacketError
 from enclavekit_emulator.vsock_device.split_ring import MAX_RING_SIZE, RingError, SplitRing
@@ -57,11 +57,13 @@ class Queue:
 class Backend:
     """One QEMU's session."""
 
-    def __init__(self, channel: socket.socket, guest_cid: int, dial: Dial) -> None:
+    def __init__(
+        self, channel: socket.socket, guest_cid: int, dial: Dial, max_connections: int = MAX_CONNECTIONS
+    ) -> None:
         """Serve the device of guest `guest_cid` over the connected `channel`."""
         self._channel, self._guest_cid = channel, guest_cid
         self.epoll = select.epoll()
-        self.device = VsockDevice(guest_cid, self.epoll, dial)
+        self.device = VsockDevice(guest_cid, self.epoll, dial, max_connections)
         self._queues = [Queue(), Queue()]
         self._rings: list[SplitRing | None] = [None, None]
         self._memory, self._maps = GuestMemory(), list[mmap.mmap]()
