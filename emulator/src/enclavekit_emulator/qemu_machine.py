@@ -23,6 +23,8 @@ from enclavekit_emulator.parent_ports import listen_unix
 from enclavekit_emulator.qemu_command import BINARIES, QemuPlan, qemu_command
 
 if TYPE_CHECKING:
+    import asyncio
+
     from enclavekit_eif.model import Section
     from enclavekit_eif.reader import Eif
 
@@ -39,6 +41,7 @@ class QemuMachine:
         self.kernel, self.initrd = files
         self.pidfd, self.device_pidfd = os.pidfd_open(pid), os.pidfd_open(device_pid)
         self._go = go
+        self._device_failed = False
 
     def start(self, plan: QemuPlan) -> None:
         """Let QEMU run. Raises NitroError 36 if it cannot even be executed."""
@@ -50,6 +53,23 @@ class QemuMachine:
         self._go.close()
         if problem:
             raise NitroError(BOOT_FAILURE, f"cannot run {plan.binary}: {problem.decode(errors='replace')}")
+
+    def watch_companions(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the machine when its device has failed: it can reach nobody any more, and nobody it."""
+        loop.add_reader(self.device_pidfd, self._on_device_end, loop)
+
+    def unwatch_companions(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.device_pidfd >= 0:
+            loop.remove_reader(self.device_pidfd)
+
+    def _on_device_end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.unwatch_companions(loop)
+        _, status = os.waitpid(self.device_pid, 0)
+        os.close(self.device_pidfd)
+        self.device_pidfd = -1
+        if status and self.pidfd >= 0:  # else it has seen the end of QEMU, and so will we
+            self._device_failed = True
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def kill(self) -> None:
         """End both processes and reap them. Harmless when they have been reaped."""
@@ -72,6 +92,8 @@ class QemuMachine:
 
     def describe_end(self, status: int) -> str:
         """Return how the machine ended, in words."""
+        if self._device_failed:
+            return "its vsock device failed, so its virtual machine was ended"
         if os.WIFSIGNALED(status):
             return f"its virtual machine was killed by signal {os.WTERMSIG(status)}"
         if code := os.WEXITSTATUS(status):
@@ -138,7 +160,7 @@ def _run_device(
         os.close(fd)
     try:
         serve(vhost, hybrid, cid)
-        os._exit(0)
+        os._exit(0)  # QEMU has ended
     except BaseException:
         import traceback
 

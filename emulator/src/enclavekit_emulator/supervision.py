@@ -91,6 +91,7 @@ class _Life:
             path = os.path.join(owner.store.directory(owner.record.enclave_id), CONSOLE_FILE)
             self._console_file = open(path, "wb", buffering=0)  # noqa: SIM115, ASYNC230 - closed with the rest; local
         self._loop.add_reader(self._machine.pidfd, self._set, self._ended)
+        self._machine.watch_companions(self._loop)
         self._loop.add_reader(owner.console, self._read_console)
         owner.front.setblocking(False)
         self._loop.add_reader(owner.front.fileno(), self._on_front_gone)
@@ -204,6 +205,7 @@ class _Life:
             self._loop.remove_signal_handler(number)
         if self._machine.pidfd >= 0:
             self._loop.remove_reader(self._machine.pidfd)
+        self._machine.unwatch_companions(self._loop)
         if owner.console >= 0:
             self._loop.remove_reader(owner.console)
         if owner.front.fileno() >= 0:

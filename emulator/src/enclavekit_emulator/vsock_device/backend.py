@@ -70,6 +70,8 @@ class Backend:
         self._own: dict[int, Callable[[], None]] = {}
         self.is_broken = False
         self.is_over = False
+        self.failure: str | None = None
+        """Why it is over, if QEMU has not just ended."""
         channel.setblocking(True)
         self.watch(channel.fileno(), self._on_message)
 
@@ -138,17 +140,21 @@ class Backend:
                 self.is_over = True
                 return
             reply = self._handle(received, fds)
+        except (ConnectionResetError, BrokenPipeError):  # it ended with an answer of ours unread
+            self.is_over = True
+            return
         except (OSError, ProtocolError) as exc:
-            log.error("lost QEMU", cause=str(exc))
+            self.failure = str(exc)
             self.is_over = True
             return
         finally:
             for fd in fds:
                 os.close(fd)
+        if reply is None and received.needs_reply:
+            reply = proto.U64.pack(0)
         if reply is not None:
-            self._channel.sendall(proto.encode_reply(received.request, reply))
-        elif received.needs_reply:
-            self._channel.sendall(proto.encode_reply(received.request, proto.U64.pack(0)))
+            with contextlib.suppress(BrokenPipeError):  # the next turn sees the end
+                self._channel.sendall(proto.encode_reply(received.request, reply))
 
     def _receive(self, fds: list[int]) -> Message | None:
         """Return one message, its descriptors in `fds`; None at the end."""

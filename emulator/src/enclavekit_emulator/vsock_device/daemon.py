@@ -12,6 +12,7 @@ from enclavekit_emulator.vsock_device.device import MAX_CONNECTIONS
 from enclavekit_emulator.vsock_device.fabric_dial import MAX_WAITING as MAX_DIALS
 from enclavekit_emulator.vsock_device.fabric_dial import FabricDial
 from enclavekit_emulator.vsock_device.hybrid_port import MAX_WAITING, HybridPort
+from enclavekit_emulator.vsock_device.vhost_user import ProtocolError
 
 OTHER_DESCRIPTORS = 64  # standard streams, epoll, QEMU's channel, memory and eventfds, a path that is being opened
 
@@ -30,7 +31,10 @@ def claim_descriptors() -> int:
 
 
 def serve(vhost: socket.socket, hybrid: socket.socket, guest_cid: int) -> None:
-    """Wait for QEMU on the listener `vhost`, then serve its device until QEMU ends; the host connects to `hybrid`."""
+    """Wait for QEMU on the listener `vhost`, then serve its device until QEMU ends; the host connects to `hybrid`.
+
+    Raises: ProtocolError if QEMU says what cannot be served.
+    """
     channel, _ = vhost.accept()
     vhost.close()
     dial = FabricDial(guest_cid)
@@ -42,3 +46,5 @@ def serve(vhost: socket.socket, hybrid: socket.socket, guest_cid: int) -> None:
         ports.expire()
         dial.expire()
     backend.close()
+    if backend.failure is not None:
+        raise ProtocolError(f"cannot go on with QEMU: {backend.failure}")
