@@ -30,13 +30,11 @@ def claim_descriptors() -> int:
     return max(available - others, 1)
 
 
-def serve(vhost: socket.socket, hybrid: socket.socket, guest_cid: int) -> None:
-    """Wait for QEMU on the listener `vhost`, then serve its device until QEMU ends; the host connects to `hybrid`.
+def serve(channel: socket.socket, hybrid: socket.socket, guest_cid: int) -> None:
+    """Serve the device of the QEMU at the other end of `channel` until it ends; the host connects to `hybrid`.
 
     Raises: ProtocolError if QEMU says what cannot be served.
     """
-    channel, _ = vhost.accept()
-    vhost.close()
     dial = FabricDial(guest_cid)
     backend = dial.backend = Backend(channel, guest_cid, dial, claim_descriptors())
     ports = HybridPort(backend, hybrid)
