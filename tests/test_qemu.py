@@ -165,7 +165,7 @@ def test_a_thousand_short_connections(machine, parent_port):
     assert guest_streams(machine, "short", 7000, 1000) == ["all"]
 
 
-@pytest.mark.parametrize("victim", ["machine", "device"])
+@pytest.mark.parametrize("victim", ["machine", pytest.param("device", marks=pytest.mark.long)])
 def test_its_end_is_seen_and_nothing_stays(shell, machine, notes, victim):
     record = shell.json(
         *("nitro-emu", "run-enclave", "--eif-path", notes, "--cpu-count", 1, "--memory", 512, "--machine", "qemu"),
