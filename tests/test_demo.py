@@ -11,10 +11,11 @@ from .conftest import COMMAND_TIMEOUT_S, ROOT, need
 
 
 @pytest.mark.xdist_group("enclave")
-def test_demo_runs_the_main_job_and_writes_its_facts(shell, notes, tmp_path):
-    need("curl")
+@pytest.mark.parametrize("machine", ["process", pytest.param("qemu", marks=pytest.mark.long)])
+def test_demo_runs_the_main_job_and_writes_its_facts(shell, notes, tmp_path, machine):
+    need("curl", *(["qemu-system-x86_64"] if machine == "qemu" else []))
     facts_file = tmp_path / "facts.json"
-    argv = [ROOT / "reference_apps/notes/demo.py", "--json", facts_file]
+    argv = [ROOT / "reference_apps/notes/demo.py", "--machine", machine, "--json", facts_file]
     done = subprocess.run(
         argv, env=shell.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S
     )

@@ -43,6 +43,17 @@ def test_devices_are_found_on_the_command_line(shell, enclave):
     assert enclave.exec("cat", "/proc/modules", expect=1) == "", "there are none to load"
 
 
+@pytest.mark.parametrize("way", ["cmdline", "acpi"])
+def test_devices_are_announced_as_the_option_says(shell, enclave, way):
+    """A kernel for Nitro finds them either way; what Nitro does is the default."""
+    flags = ("--announce-devices", way, "--enclave-name", f"announced-{way}")
+    running = start_enclave(shell, shell.directory / "made.eif", *flags, machine="qemu")
+    try:
+        assert ("virtio_mmio.device=" in running.exec("cat", "/proc/cmdline")) == (way == "cmdline")
+    finally:
+        shell.run("nitro-emu", "terminate-enclave", "--enclave-id", running.id)
+
+
 def test_app_runs_and_is_entered(shell, enclave):
     enclave.exec("sh", "-c", "cat > /data/note", stdin=b"seen by nobody else")
     assert enclave.exec("cat", "/data/note") == "seen by nobody else"

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from .conftest import start_enclave
+from .conftest import need, start_enclave
 
 pytestmark = pytest.mark.xdist_group("enclave")
 
@@ -73,14 +73,17 @@ def proxy(shell, *words):
             end.terminate()
 
 
-def test_an_app_reaches_what_its_image_names_and_nothing_else(shell, notes, tmp_path):
+@pytest.mark.parametrize("machine", ["process", "qemu"])
+def test_an_app_reaches_what_its_image_names_and_nothing_else(shell, notes, tmp_path, machine):
+    if machine == "qemu":
+        need("qemu-system-x86_64")
     keys = shell.directory / "keys"
     text = MANIFEST.format(rootfs=shell.directory / "notes.rootfs", certificate=keys / "alice.crt")
     (tmp_path / "enclave.yaml").write_text(text)
     image = tmp_path / "net.eif"
     built = shell.json("rbuilds", "build", "--config", tmp_path / "enclave.yaml", "--output", image, "--json")
     ports = {rule["host"]: rule["vsock_port"] for rule in built["network"]["egress"]}
-    enclave = start_enclave(shell, image, "--enclave-name", "net")
+    enclave = start_enclave(shell, image, "--enclave-name", "net", machine=machine)
     with ExitStack() as stack:
         stack.callback(shell.run, "nitro-emu", "terminate-enclave", "--enclave-id", enclave.id)
         port = stack.enter_context(web_server())

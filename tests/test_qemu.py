@@ -165,13 +165,19 @@ def test_a_thousand_short_connections(machine, parent_port):
     assert guest_streams(machine, "short", 7000, 1000) == ["all"]
 
 
-def test_its_end_is_seen_and_nothing_stays(shell, machine, notes):
+@pytest.mark.parametrize("victim", ["machine", pytest.param("device", marks=pytest.mark.long)])
+def test_its_end_is_seen_and_nothing_stays(shell, machine, notes, victim):
     record = shell.json(
         *("nitro-emu", "run-enclave", "--eif-path", notes, "--cpu-count", 1, "--memory", 512, "--machine", "qemu"),
     )
     runtime = Path(shell.environment["ENCLAVEKIT_RUNTIME_DIR"])
     state = json.loads((runtime / "enclaves" / record["EnclaveID"] / "state.json").read_text())
-    os.kill(state["init"]["pid"], 9)
+    pids = {
+        "machine": state["init"]["pid"],
+        "device": json.loads((runtime / f"registry/{record['EnclaveCID']}.json").read_text())["carrier_pid"],
+    }
+    os.kill(pids[victim], 9)
     ended = shell.run("nitro-emu", "wait", "--enclave-id", record["EnclaveID"], expect=255)
-    assert "signal 9" in json.loads(ended.stdout)["reason"]
+    assert ("device" in json.loads(ended.stdout)["reason"]) == (victim == "device")
     assert not (runtime / "fabric" / str(record["EnclaveCID"])).exists()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())

@@ -449,3 +449,26 @@ def test_ordinary_user(user_emulator, make_eif, tmp_path, running):
     user_emulator("terminate-enclave", "--enclave-name", "app")
     assert user_emulator.traces() == []
     assert not running(state["init"]["pid"]) and not running(started["ProcessID"])
+
+
+def test_wait_that_comes_while_the_supervisor_cleans_up(emulator, make_eif, running, wait_until):
+    """It listens no more and has not yet said how the enclave ended: `wait` waits for that."""
+    started = emulator.run(make_eif(*STANDARD)).json
+    state = emulator.state(started["EnclaveID"])
+    directory = emulator.runtime_dir / "enclaves" / started["EnclaveID"]
+    os.kill(started["ProcessID"], signal.SIGSTOP)
+    (directory / "control.sock").unlink()  # as when it has stopped listening
+    waiting = emulator.start("wait", "--enclave-id", started["EnclaveID"])
+    fds = pathlib.Path(f"/proc/{waiting.pid}/fdinfo")
+    wait_until(lambda: any(f"Pid:\t{started['ProcessID']}\n" in read(path) for path in fds.iterdir()), "its patience")
+    os.kill(state["init"]["pid"], signal.SIGKILL)
+    os.kill(started["ProcessID"], signal.SIGCONT)
+    out, _ = waiting.communicate()
+    assert (waiting.returncode, json.loads(out)["enclave_id"]) == (255, started["EnclaveID"])
+
+
+def read(path):
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -86,11 +86,11 @@ class Qemu:
 def qemu():
     sockets = []
 
-    def dial(cid, port):
+    def dial(cid, port, answer):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         sockets.append(theirs)
-        return ours
+        answer(ours)
 
     made = Qemu(dial)
     made.dialled = sockets

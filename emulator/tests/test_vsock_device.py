@@ -4,11 +4,12 @@
 import random
 import socket
 import struct
+import tracemalloc
 
 import pytest
 from enclavekit_emulator.vsock_device import packet as wire
 from enclavekit_emulator.vsock_device.connection import BUFFER_BYTES
-from enclavekit_emulator.vsock_device.device import MAX_CONNECTIONS, MAX_WAITING_RESETS
+from enclavekit_emulator.vsock_device.device import MAX_WAITING_RESETS
 from enclavekit_emulator.vsock_device.guest_memory import BadAddressError
 from enclavekit_emulator.vsock_device.packet import HEADER_BYTES, Op, PacketError
 from enclavekit_emulator.vsock_device.split_ring import FLAG_INDIRECT, FLAG_NEXT, FLAG_WRITE, RingError
@@ -198,12 +199,73 @@ def test_a_guest_that_gives_no_buffers_fills_nothing_of_ours():
     bench.close()
 
 
-def test_connections_are_bounded(bench, monkeypatch):
-    monkeypatch.setattr("enclavekit_emulator.vsock_device.device.MAX_CONNECTIONS", 3)
-    assert MAX_CONNECTIONS > 3
+def test_connections_are_bounded():
+    bench = Bench(max_connections=3)
     for port in range(5):
         bench.guest.send(bench.packet(Op.REQUEST, src=port, dst=port))
     assert sorted(ops(bench.turn())) == [Op.RESPONSE] * 3 + [Op.RST] * 2
+    bench.close()
+
+
+def test_a_connection_whose_other_end_answers_later(bench):
+    bench.slow.add(7000)
+    bench.guest.send(bench.packet(Op.REQUEST))
+    assert bench.turn() == []
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    bench.unanswered.pop()(ours)
+    theirs.sendall(b"first")
+    got = bench.turn()
+    assert (ops(got), got[1][1]) == ([Op.RESPONSE, Op.RW], b"first")
+    theirs.close()
+
+
+@pytest.mark.parametrize("how", ["refused", "guest gives up", "driver is reset"])
+def test_an_answer_that_comes_to_nothing_leaves_nothing(bench, how):
+    bench.slow.add(7000)
+    bench.guest.send(bench.packet(Op.REQUEST))
+    bench.turn()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    (answer,) = bench.unanswered
+    if how == "refused":
+        answer(None)
+        assert ops(bench.turn()) == [Op.RST]
+    elif how == "guest gives up":
+        bench.guest.send(bench.packet(Op.RST))
+        assert bench.turn() == []
+        answer(ours)
+        assert bench.turn() == [] and theirs.recv(1) == b""
+    else:
+        bench.device.reset()
+        answer(ours)
+        assert theirs.recv(1) == b""
+    assert bench.device.connections == 0
+    theirs.close()
+    ours.close()
+
+
+def test_many_small_packets_cost_no_more_than_their_bytes():
+    """A guest that sends single bytes to whoever does not read is granted its bytes, not an object for each."""
+    bench = Bench()
+    sock = bench.connect()
+    filler = bytes(4096)
+    while not (link := next(iter(bench.device._links.values()))).pending:  # the socket's own buffer first
+        bench.guest.send(bench.packet(Op.RW, length=len(filler)), filler)
+        bench.turn()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(50_000):
+            bench.guest.send(bench.packet(Op.RW, length=1), b"x")
+            bench.device.take_from_guest()
+            bench.guest.reclaim()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert len(link.pending) >= 50_000 and grown < 3 * BUFFER_BYTES
+    sock.close()
+    bench.close()
 
 
 def test_whoever_hangs_up_while_the_guest_has_no_credit_costs_no_turns(bench):

@@ -115,22 +115,28 @@ class Guest:
 class Bench:
     """A guest, a device and the loop between them; sockets that the guest dials end in `accepted`."""
 
-    def __init__(self, **options):
+    def __init__(self, max_connections=64, **options):
         self.guest = Guest(**options)
         memory = GuestMemory([Region(GUEST_BASE, USER_BASE, memoryview(self.guest.memory))])
         self.epoll = select.epoll()
         self.accepted = {}
         self.refuses = set()
-        self.device = VsockDevice(GUEST_CID, self.epoll, self.dial)
+        self.slow, self.unanswered = set(), []
+        """Ports whose dial is answered later, by the test."""
+        self.device = VsockDevice(GUEST_CID, self.epoll, self.dial, max_connections)
         self.device.attach(self.guest.rx.device_side(memory), self.guest.tx.device_side(memory))
 
-    def dial(self, cid, port):
+    def dial(self, cid, port, answer):
         if port in self.refuses:
-            raise ConnectionRefusedError
+            answer(None)
+            return
+        if port in self.slow:
+            self.unanswered.append(answer)
+            return
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self.accepted[cid, port] = theirs
-        return ours
+        answer(ours)
 
     def turn(self):
         """Let the device do all that it can do now; return what the guest got."""

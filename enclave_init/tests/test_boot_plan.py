@@ -4,6 +4,7 @@ from enclavekit_core.errors import ConfigError
 from enclavekit_enclave_init import boot_plan as bp
 from enclavekit_enclave_init.config import InitConfig, ParentConfig, parse_config
 from enclavekit_enclave_init.execute import BootError, run_operations
+from enclavekit_enclave_init.kernel_features import NO_VSOCK
 
 PROCESS_MACHINE = {"/", "/proc", "/dev/null", "/dev/nsm", "/sys", "/run/enclavekit/fabric/16"}
 
@@ -85,6 +86,13 @@ def test_module_that_is_missing_is_an_error_unless_optional(tmp_path):
     run_operations([bp.LoadModule(missing, optional=True)], lambda text: None, lambda: None)
     with pytest.raises(BootError, match=r"m\.ko: no such file"):
         run_operations([bp.LoadModule(missing)], lambda text: None, lambda: None)
+
+
+@pytest.mark.parametrize("name", ["vmw_vsock_virtio_transport.ko", "virtio-mmio.ko"])
+def test_module_that_is_missing_is_named_with_what_it_costs(tmp_path, name):
+    with pytest.raises(BootError) as failed:
+        run_operations([bp.LoadModule(str(tmp_path / name))], lambda text: None, lambda: None)
+    assert name in str(failed.value) and NO_VSOCK in str(failed.value)
 
 
 def test_parse_config_takes_every_key():

@@ -10,15 +10,27 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from enclavekit_core.fabric import write_record
+from enclavekit_core.fabric import SIBLINGS_SOCKET, write_record
 from enclavekit_core.processes import identify
+from enclavekit_core.streams import DEFAULT_BACKLOG
 
 from enclavekit_emulator import enclave_process, memory_limit, qemu_machine
 from enclavekit_emulator.image import describe_labels, file_identity, measure_image, open_image, open_ramdisks
 from enclavekit_emulator.kvm_trial import choose_accelerator
 from enclavekit_emulator.nitro_errors import BOOT_FAILURE, EIF_PARSING, NitroError
 from enclavekit_emulator.parent_ports import EXIT_REPORT_PORT, HEARTBEAT_PORT, NSM_PORT, listen_unix
-from enclavekit_emulator.qemu_command import BINARIES, NSM_PARAMETER, Announcement, QemuPlan, with_parameter
+from enclavekit_emulator.qemu_command import (
+    BINARIES,
+    CONSOLES,
+    NITRO_MACHINE,
+    NSM_PARAMETER,
+    Announcement,
+    NitroPlan,
+    QemuPlan,
+    nitro_command,
+    qemu_command,
+    with_parameters,
+)
 from enclavekit_emulator.root_fs import RootPlan
 from enclavekit_emulator.run_request import MIB
 from enclavekit_emulator.state import CONTROL_SOCKET, NSM_SOCKET, ROOT_DIRECTORY
@@ -27,7 +39,13 @@ from enclavekit_emulator.tsc import measure_tsc_khz
 if TYPE_CHECKING:
     from enclavekit_eif.reader import Eif
 
+    from enclavekit_emulator.state import EnclaveRecord
     from enclavekit_emulator.supervisor import Supervisor
+
+NITRO_NOTE = (
+    "QEMU's own NSM signs nothing, and zeroes no PCR in debug mode: a kernel with an NSM driver gets attestation "
+    "documents that every verifier refuses"
+)
 
 
 def boot_process(owner: Supervisor) -> None:
@@ -41,6 +59,9 @@ def boot_process(owner: Supervisor) -> None:
     _listen(owner)
     # as devtmpfs makes it: for root only, until somebody inside decides otherwise
     owner.listeners["nsm"] = listen_unix(own, NSM_SOCKET, 0o600, root_ids)
+    owner.listeners["siblings"] = listen_unix(
+        os.path.join(fabric, "parent"), SIBLINGS_SOCKET, 0o666, backlog=DEFAULT_BACKLOG
+    )
     os.chown(fabric, *root_ids)  # last: from here its owner can put there what it likes
     limit_bytes = record.memory_mib * MIB
     owner.update(cgroup=memory_limit.create_memory_group(record.enclave_id, limit_bytes))
@@ -62,67 +83,98 @@ def boot_process(owner: Supervisor) -> None:
     _measure(owner, eif)  # PID 1 unpacks the image meanwhile
     namespace, owner.console = process.wait_until_built()
     _check_unchanged(owner, eif, identity)
-    _register(owner, transport="fabric", pid_namespace=namespace)
+    _register(owner, transport="fabric", pid_namespace=namespace, carrier_pid=os.getpid())
     process.start_init()
 
 
 def boot_qemu(owner: Supervisor) -> None:
     """Start the enclave as a virtual machine. Raises NitroError."""
-    record = owner.record
-    own, fabric = owner.store.directory(record.enclave_id), owner.store.fabric_directory(record.cid)
-    eif = open_image(record.eif_path)
-    identity = file_identity(eif)
     from enclavekit_eif.reader import arch_name
 
+    record = owner.record
+    fabric = owner.store.fabric_directory(record.cid)
+    eif = open_image(record.eif_path)
+    identity = file_identity(eif)
     arch = arch_name(eif)
-    binary = qemu_machine.find_qemu(arch)
-    if binary is None:
-        raise NitroError(
-            BOOT_FAILURE, f"cannot run {record.eif_path} as a virtual machine: {BINARIES[arch]} is missing"
-        )
+    binary = _find_qemu(record, arch)
     _listen(owner)
     owner.listeners["nsm"] = listen_unix(os.path.join(fabric, "parent"), f"{NSM_PORT}.sock", 0o666)
-    machine = qemu_machine.spawn(own, fabric, record.cid)
+    machine = qemu_machine.spawn(fabric, record.cid)
     owner.machine, owner.console = machine, machine.console
     owner.update(init=identify(machine.pid))
+    is_nitro = record.machine == "qemu-nitro"
     try:
         kernel = qemu_machine.copy_sections(eif, [eif.kernel], machine.kernel)
-        initrd = qemu_machine.copy_sections(eif, eif.ramdisks, machine.initrd)
+        if is_nitro:
+            payload = qemu_machine.copy_image(eif, machine.payload)
+        else:
+            payload = qemu_machine.copy_sections(eif, eif.ramdisks, machine.payload)
     except OSError as exc:
         raise NitroError(BOOT_FAILURE, f"cannot load {record.eif_path}: {(exc.strerror or str(exc)).lower()}") from exc
     _measure(owner, eif)
     _check_unchanged(owner, eif, identity)
-    accelerator, note = choose_accelerator(binary, f"/proc/self/fd/{machine.kernel}", machine.kernel)
-    if note:
-        owner.notes.append(note)
+    accelerator, note = choose_accelerator(binary, arch, kernel, machine.kernel)
+    owner.notes += [note] if note else []
+    owner.notes += [NITRO_NOTE] if is_nitro else []
     _register(
         owner,
         transport="hybrid",
         path=os.path.join(fabric, qemu_machine.HYBRID_SOCKET),
-        device_pid=machine.device_pid,
+        carrier_pid=machine.device_pid,
     )
-    machine.start(
-        QemuPlan(
-            binary=binary,
-            arch=arch,
-            accelerator=accelerator,
-            memory_mib=record.memory_mib,
-            cpus=len(record.cpu_ids),
-            kernel=kernel,
-            initrd=initrd,
-            cmdline=_hypervisor_cmdline(eif, arch, accelerator),
-            vhost_socket=os.path.join(own, qemu_machine.VHOST_SOCKET),
-            announcement=_announcement(owner, eif),
+    added = _hypervisor_parameters(arch, accelerator)
+    if is_nitro:
+        command = nitro_command(
+            NitroPlan(
+                binary=binary,
+                accelerator=accelerator,
+                memory_mib=record.memory_mib,
+                cpus=len(record.cpu_ids),
+                image=payload,
+                cmdline=with_parameters("", added),
+                vhost_fd=machine.vhost_fd,
+                module_id=record.enclave_id,
+            )
         )
-    )
+    else:
+        command = qemu_command(
+            QemuPlan(
+                binary=binary,
+                arch=arch,
+                accelerator=accelerator,
+                memory_mib=record.memory_mib,
+                cpus=len(record.cpu_ids),
+                kernel=kernel,
+                initrd=payload,
+                cmdline=with_parameters(eif.cmdline().decode("utf-8", "replace"), added),
+                vhost_fd=machine.vhost_fd,
+                announcement=_announcement(owner, eif),
+            )
+        )
+    machine.start(command)
 
 
-def _hypervisor_cmdline(eif: Eif, arch: str, accelerator: str) -> str:
-    """Return the image's command line and what this hypervisor adds; that is not measured, as on Nitro."""
-    cmdline = with_parameter(eif.cmdline().decode("utf-8", "replace"), NSM_PARAMETER, str(NSM_PORT))
+def _find_qemu(record: EnclaveRecord, arch: str) -> str:
+    """Return the QEMU that has the machine. Raises NitroError 36."""
+    binary = qemu_machine.find_qemu(arch)
+    cannot = f"cannot run {record.eif_path} as a virtual machine"
+    if binary is None:
+        raise NitroError(BOOT_FAILURE, f"{cannot}: {BINARIES[arch]} is missing")
+    if record.machine == "qemu-nitro" and not (arch == "x86_64" and qemu_machine.has_nitro_machine(binary)):
+        raise NitroError(
+            BOOT_FAILURE, f"{cannot}: {binary} has no machine {NITRO_MACHINE} (QEMU 9.2 or later for x86_64 may have)"
+        )
+    return binary
+
+
+def _hypervisor_parameters(arch: str, accelerator: str) -> dict[str, str]:
+    """Return what this hypervisor adds to the kernel's command line; that is not measured, as on Nitro."""
+    added = {NSM_PARAMETER: str(NSM_PORT)}
     if arch == "x86_64" and accelerator == "tcg" and (khz := measure_tsc_khz()):
-        cmdline = with_parameter(cmdline, "tsc_early_khz", str(khz))
-    return cmdline
+        added["tsc_early_khz"] = str(khz)
+    if CONSOLES[arch] != CONSOLES["x86_64"]:
+        added["console"] = CONSOLES[arch]
+    return added
 
 
 def _announcement(owner: Supervisor, eif: Eif) -> Announcement:

@@ -22,7 +22,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from enclavekit_core.errors import EnclavekitError
 
@@ -32,6 +32,9 @@ from enclavekit_emulator.id_map import IdMap, write_id_map
 from enclavekit_emulator.memory_limit import join_memory_group
 from enclavekit_emulator.nitro_errors import BOOT_FAILURE, EIF_PARSING, NitroError
 from enclavekit_emulator.root_fs import RootError, RootPlan, build_root
+
+if TYPE_CHECKING:
+    import asyncio
 
 STEP_TIMEOUT_S = 30.0  # of one step of the handshake but "built", whose time depends on the image
 BUILD_TIMEOUT_S = 170.0  # less than the 180 s after which nitro-cli gives up
@@ -99,6 +102,12 @@ class EnclaveProcess:
     def is_orderly(self, status: int) -> bool:
         """Say whether PID 1 ended the way that a machine is switched off."""
         return is_orderly(status)
+
+    def watch_companions(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Nothing beside PID 1 belongs to it."""
+
+    def unwatch_companions(self, loop: asyncio.AbstractEventLoop) -> None:
+        pass
 
     def forget(self) -> None:
         if self.pidfd >= 0:

@@ -67,7 +67,9 @@ def _number(value: object, low: int, high: int) -> int | None:
     return value
 
 
-def listen_unix(directory: str, name: str, mode: int, owner: tuple[int, int] | None = None) -> socket.socket:
+def listen_unix(
+    directory: str, name: str, mode: int, owner: tuple[int, int] | None = None, backlog: int = BACKLOG
+) -> socket.socket:
     """Return a socket listening at `directory/name`, which must not exist; paths may be of any length.
 
     Raises: OSError.
@@ -79,7 +81,7 @@ def listen_unix(directory: str, name: str, mode: int, owner: tuple[int, int] | N
         if owner is not None:
             os.chown(name, *owner, dir_fd=handle, follow_symlinks=False)
         os.chmod(name, mode, dir_fd=handle)
-        sock.listen(BACKLOG)
+        sock.listen(backlog)
     except BaseException:
         sock.close()
         raise

@@ -38,7 +38,7 @@ class RunRequest:
     name: str = ""
     """Default: the file name of the image without `.eif`."""
     machine: str = "process"
-    """process, qemu or auto."""
+    """process, qemu, qemu-nitro or auto."""
     announcement: str | None = None
     """Of a virtual machine's devices, cmdline or acpi; None: as the image's kernel needs it."""
 

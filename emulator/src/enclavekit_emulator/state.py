@@ -49,7 +49,7 @@ class EnclaveRecord:
     """Of the machine: a record of another boot describes nothing that still exists."""
     supervisor: ProcessId
     machine: str = "process"
-    """process or qemu."""
+    """process, qemu or qemu-nitro."""
     state: str = "EMPTY"
     """EMPTY (starting), RUNNING, TERMINATING: nitro-cli's words."""
     init: ProcessId | None = None

@@ -23,6 +23,7 @@ from enclavekit_emulator.parent_ports import (
     receive_exit_report,
     receive_heartbeat,
 )
+from enclavekit_emulator.sibling_switch import SiblingSwitch
 from enclavekit_emulator.state import CONSOLE_FILE
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class _Life:
         self._waiters: list[tuple[str, asyncio.StreamWriter]] = []
         self._heartbeat_port = PortServer(self._on_heartbeat)
         self._exit_port = PortServer(self._on_exit_report)
+        self._siblings = SiblingSwitch(owner.record.cid)
         self._control: asyncio.Server | None = None
 
     async def listen(self) -> None:
@@ -89,6 +91,7 @@ class _Life:
             path = os.path.join(owner.store.directory(owner.record.enclave_id), CONSOLE_FILE)
             self._console_file = open(path, "wb", buffering=0)  # noqa: SIM115, ASYNC230 - closed with the rest; local
         self._loop.add_reader(self._machine.pidfd, self._set, self._ended)
+        self._machine.watch_companions(self._loop)
         self._loop.add_reader(owner.console, self._read_console)
         owner.front.setblocking(False)
         self._loop.add_reader(owner.front.fileno(), self._on_front_gone)
@@ -96,6 +99,8 @@ class _Life:
             self._loop.add_signal_handler(number, self._set, self._stop)
         await self._heartbeat_port.start(owner.listeners.pop("heartbeat"))
         await self._exit_port.start(owner.listeners.pop("exit"))
+        if listener := owner.listeners.pop("siblings", None):  # a virtual machine's device connects by itself
+            self._siblings.start(listener)
         self._control = await asyncio.start_unix_server(
             self._on_request, sock=owner.listeners.pop("control"), limit=MAX_REQUEST_BYTES
         )
@@ -200,6 +205,7 @@ class _Life:
             self._loop.remove_signal_handler(number)
         if self._machine.pidfd >= 0:
             self._loop.remove_reader(self._machine.pidfd)
+        self._machine.unwatch_companions(self._loop)
         if owner.console >= 0:
             self._loop.remove_reader(owner.console)
         if owner.front.fileno() >= 0:
@@ -207,6 +213,7 @@ class _Life:
             owner.front.setblocking(True)
         self._heartbeat_port.close()
         self._exit_port.close()
+        self._siblings.close()
         if self._control is not None:
             self._control.close()
         if self._console_file is not None:

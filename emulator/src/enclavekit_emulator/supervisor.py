@@ -30,7 +30,7 @@ from enclavekit_emulator.qemu_command import Announcement
 from enclavekit_emulator.qemu_machine import QemuMachine
 from enclavekit_emulator.state import EnclaveRecord, EnclaveStore, EndRecord
 
-BOOTS = {"process": boot_process, "qemu": boot_qemu}
+BOOTS = {"process": boot_process, "qemu": boot_qemu, "qemu-nitro": boot_qemu}
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)  # nitro-cli's enclave process, too
 
 

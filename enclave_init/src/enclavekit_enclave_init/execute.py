@@ -18,6 +18,7 @@ from enclavekit_enclave_init import boot_plan as plan
 from enclavekit_enclave_init import syscalls
 from enclavekit_enclave_init.heartbeat import send_heartbeat
 from enclavekit_enclave_init.join import join_file, set_capability
+from enclavekit_enclave_init.kernel_features import cost_of_module
 from enclavekit_enclave_init.nsm_relay import start_nsm_relay
 
 Log = Callable[[str], None]
@@ -41,6 +42,8 @@ def run_operations(operations: Iterable[plan.Operation], log: Log, on_console: C
             result = _run(operation)
         except (OSError, EnclavekitError) as exc:
             message = f"cannot {operation}: {describe_cause(exc)}"
+            if isinstance(operation, plan.LoadModule) and (cost := cost_of_module(operation.path)):
+                message += f"; without it {cost}"
             if operation.required:
                 raise BootError(message) from exc
             log(f"{message} (the boot goes on without)")

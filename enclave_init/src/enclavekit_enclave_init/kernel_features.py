@@ -63,6 +63,23 @@ FEATURES = (
 )
 
 
+NO_VSOCK = FEATURES[0].cost
+MODULE_COSTS = {
+    "virtio_mmio": f"no device of the machine is found: {NO_VSOCK}",
+    "vsock": NO_VSOCK,
+    "vmw_vsock_virtio_transport_common": NO_VSOCK,
+    "vmw_vsock_virtio_transport": NO_VSOCK,
+    "nsm": FEATURES[1].cost,
+    "fuse": "the emulator's virtual machines have no /dev/nsm",
+    "cuse": "the emulator's virtual machines have no /dev/nsm",
+}
+
+
+def cost_of_module(path: str) -> str:
+    """Return what does not work without the kernel module in this file; empty if nobody here knows."""
+    return MODULE_COSTS.get(os.path.basename(path).removesuffix(".ko").replace("-", "_"), "")
+
+
 def describe_missing(features: tuple[Feature, ...] = FEATURES) -> list[str]:
     """Return a line per feature that this kernel lacks."""
     return [f"this kernel has no {feature.name}: {feature.cost}" for feature in features if not feature.is_there()]

@@ -176,6 +176,25 @@ def test_hybrid_handshake_refuses_anything_else(runtime_dir, tmp_path, reply):
         server.join()
 
 
+def test_a_full_queue_is_waited_for_and_not_for_ever(tmp_path):
+    with Listener(UnixAddress(str(tmp_path / "s.sock")), backlog=0) as listener:
+        first = connect(listener.address)
+        with pytest.raises(TransportError):
+            connect(listener.address, 0.05)
+        accepted = []
+        server = threading.Thread(target=lambda: accepted.extend(listener.accept()[0] for _ in range(2)))
+        done = []
+        waiting = threading.Thread(target=lambda: done.append(connect(listener.address, 60)))
+        waiting.start()
+        server.start()
+        waiting.join()
+        server.join()
+        done[0].sendall(b"here")
+        assert accepted[1].recv(10) == b"here"
+        for sock in (first, *done, *accepted):
+            sock.close()
+
+
 def test_unknown_cid_goes_to_the_kernel(runtime_dir):
     assert fabric.find_route(77) == fabric.Route(77, fabric.Transport.KERNEL)
 

@@ -45,10 +45,10 @@ def add_parser(subcommands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--config", metavar="FILE", help="JSON with the same settings; excludes the other flags")
     parser.add_argument(
         "--machine",
-        choices=("process", "qemu", "auto"),
+        choices=("process", "qemu", "qemu-nitro", "auto"),
         default="process",
-        help="namespaces on this kernel, or a virtual machine with the image's own; auto: the latter if there is a "
-        "QEMU; not in nitro-cli",
+        help="namespaces on this kernel, or a virtual machine with the image's own; qemu-nitro: QEMU's own machine of "
+        "that kind; auto: qemu if there is one, else process; not in nitro-cli",
     )
     parser.add_argument(
         "--announce-devices",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enclavekit_core.logs import get_logger
 
 from enclavekit_emulator.vsock_device import vhost_user as proto
-from enclavekit_emulator.vsock_device.device import Dial, VsockDevice
+from enclavekit_emulator.vsock_device.device import MAX_CONNECTIONS, Dial, VsockDevice
 from enclavekit_emulator.vsock_device.guest_memory import BadAddressError, GuestMemory, Region
 from enclavekit_emulator.vsock_device.packet import PacketError
 from enclavekit_emulator.vsock_device.split_ring import MAX_RING_SIZE, RingError, SplitRing
@@ -57,17 +57,21 @@ class Queue:
 class Backend:
     """One QEMU's session."""
 
-    def __init__(self, channel: socket.socket, guest_cid: int, dial: Dial) -> None:
+    def __init__(
+        self, channel: socket.socket, guest_cid: int, dial: Dial, max_connections: int = MAX_CONNECTIONS
+    ) -> None:
         """Serve the device of guest `guest_cid` over the connected `channel`."""
         self._channel, self._guest_cid = channel, guest_cid
         self.epoll = select.epoll()
-        self.device = VsockDevice(guest_cid, self.epoll, dial)
+        self.device = VsockDevice(guest_cid, self.epoll, dial, max_connections)
         self._queues = [Queue(), Queue()]
         self._rings: list[SplitRing | None] = [None, None]
         self._memory, self._maps = GuestMemory(), list[mmap.mmap]()
         self._own: dict[int, Callable[[], None]] = {}
         self.is_broken = False
         self.is_over = False
+        self.failure: str | None = None
+        """Why it is over, if QEMU has not just ended."""
         channel.setblocking(True)
         self.watch(channel.fileno(), self._on_message)
 
@@ -136,17 +140,21 @@ class Backend:
                 self.is_over = True
                 return
             reply = self._handle(received, fds)
+        except (ConnectionResetError, BrokenPipeError):  # it ended with an answer of ours unread
+            self.is_over = True
+            return
         except (OSError, ProtocolError) as exc:
-            log.error("lost QEMU", cause=str(exc))
+            self.failure = str(exc)
             self.is_over = True
             return
         finally:
             for fd in fds:
                 os.close(fd)
+        if reply is None and received.needs_reply:
+            reply = proto.U64.pack(0)
         if reply is not None:
-            self._channel.sendall(proto.encode_reply(received.request, reply))
-        elif received.needs_reply:
-            self._channel.sendall(proto.encode_reply(received.request, proto.U64.pack(0)))
+            with contextlib.suppress(BrokenPipeError):  # the next turn sees the end
+                self._channel.sendall(proto.encode_reply(received.request, reply))
 
     def _receive(self, fds: list[int]) -> Message | None:
         """Return one message, its descriptors in `fds`; None at the end."""

@@ -3,65 +3,46 @@
 
 from __future__ import annotations
 
-import errno
-import os
+import resource
 import socket
-import stat
 import time
 
-from enclavekit_core import fabric
-from enclavekit_core.address import CID_HOST, CID_PARENT
-
 from enclavekit_emulator.vsock_device.backend import Backend
-from enclavekit_emulator.vsock_device.hybrid_port import HybridPort
+from enclavekit_emulator.vsock_device.device import MAX_CONNECTIONS
+from enclavekit_emulator.vsock_device.fabric_dial import MAX_WAITING as MAX_DIALS
+from enclavekit_emulator.vsock_device.fabric_dial import FabricDial
+from enclavekit_emulator.vsock_device.hybrid_port import MAX_WAITING, HybridPort
+from enclavekit_emulator.vsock_device.vhost_user import ProtocolError
+
+OTHER_DESCRIPTORS = 64  # standard streams, epoll, QEMU's channel, memory and eventfds, a path that is being opened
 
 
-def dial_fabric(guest_cid: int, cid: int, port: int) -> socket.socket:
-    """Return a connected non-blocking socket for what the guest calls `cid`:`port`. Raises OSError.
+def claim_descriptors() -> int:
+    """Raise the limit of open files as far as it is needed and may be; return how many connections fit into it."""
+    others = MAX_WAITING + MAX_DIALS + OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + others
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        soft = limit
+    available = wanted if soft == resource.RLIM_INFINITY else min(soft, wanted)
+    return max(available - others, 1)
 
-    The parent's ports that are this enclave's alone come first; a sibling on the process machine is reached as from
-    the host. A sibling that is a virtual machine is not: its answer would have to be waited for.
+
+def serve(channel: socket.socket, hybrid: socket.socket, guest_cid: int) -> None:
+    """Serve the device of the QEMU at the other end of `channel` until it ends; the host connects to `hybrid`.
+
+    Raises: ProtocolError if QEMU says what cannot be served.
     """
-    if cid in (CID_PARENT, CID_HOST):
-        top = os.path.join(fabric.runtime_dir(), "fabric")
-        private = os.path.join(top, str(guest_cid), "parent")
-        route = fabric.Route(CID_PARENT, fabric.Transport.FABRIC, os.path.join(top, str(CID_PARENT)), private)
-    else:
-        route = fabric.find_route(cid)
-        if route.transport is not fabric.Transport.FABRIC:
-            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-    for path in fabric.socket_candidates(route, port):
-        try:
-            handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            if not stat.S_ISSOCK(os.fstat(handle).st_mode):
-                break
-            return _connect(f"/proc/self/fd/{handle}")
-        finally:
-            os.close(handle)
-    raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-
-
-def _connect(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        sock.connect(path)  # at once, or EAGAIN when too many wait there: then it is refused
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def serve(vhost: socket.socket, hybrid: socket.socket, guest_cid: int) -> None:
-    """Wait for QEMU on the listener `vhost`, then serve its device until QEMU ends; the host connects to `hybrid`."""
-    channel, _ = vhost.accept()
-    vhost.close()
-    backend = Backend(channel, guest_cid, lambda cid, port: dial_fabric(guest_cid, cid, port))
+    dial = FabricDial(guest_cid)
+    backend = dial.backend = Backend(channel, guest_cid, dial, claim_descriptors())
     ports = HybridPort(backend, hybrid)
     while not backend.is_over:
-        deadline = ports.next_deadline
-        backend.run_once(-1 if deadline is None else max(deadline - time.monotonic(), 0))
+        deadlines = [deadline for deadline in (ports.next_deadline, dial.next_deadline) if deadline is not None]
+        backend.run_once(max(min(deadlines) - time.monotonic(), 0) if deadlines else -1)
         ports.expire()
+        dial.expire()
     backend.close()
+    if backend.failure is not None:
+        raise ProtocolError(f"cannot go on with QEMU: {backend.failure}")

@@ -6,6 +6,8 @@ recvmsg(2), many buffers a call. Only what a slow socket does not take is copied
 
 Nothing here blocks, and nothing grows with what the guest does: connections are bounded, each says what it has to say
 from a set of at most five things, and while too many resets of unknown connections wait for buffers, no more is taken.
+What a slow socket leaves behind lies in one buffer per connection, so that many small packets cost no more than a few
+large ones.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ UNWATCHED = 1 << 31  # instead of epoll's events: not in epoll at all
 PEER_PORT_BASE = 0x4000_0000  # host-side ports, apart from those that services listen on
 
 Key = tuple[int, int, int]  # guest port, peer CID, peer port
-Dial = Callable[[int, int], socket.socket]
+Answer = Callable[[socket.socket | None], None]  # a connected non-blocking socket, or None: there can be none
+Dial = Callable[[int, int, Answer], None]  # (CID, port): answers once, at once or later
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +49,7 @@ class Link:
     connection: Connection
     key: Key
     sock: socket.socket | None
-    pending: deque[memoryview] = field(default_factory=deque)
+    pending: bytearray = field(default_factory=bytearray)
     """What the guest has sent and the socket has not taken."""
     mask: int = 0
     """What epoll watches the socket for."""
@@ -59,9 +62,9 @@ class Link:
 class VsockDevice:
     """One guest's device. The owner calls `on_socket`, `on_kick` and `flush`, and waits on `epoll` in between."""
 
-    def __init__(self, guest_cid: int, epoll: select.epoll, dial: Dial) -> None:
-        """Serve guest `guest_cid`; `dial` returns a connected non-blocking socket for (CID, port) or raises OSError."""
-        self.guest_cid = guest_cid
+    def __init__(self, guest_cid: int, epoll: select.epoll, dial: Dial, max_connections: int = MAX_CONNECTIONS) -> None:
+        """Serve guest `guest_cid`, which reaches others by `dial`; each connection costs a descriptor."""
+        self.guest_cid, self._max_connections = guest_cid, max_connections
         self._epoll, self._dial = epoll, dial
         self._links: dict[Key, Link] = {}
         self._by_fd: dict[int, Link] = {}
@@ -100,7 +103,7 @@ class VsockDevice:
 
         The socket is the device's from then on; `on_answer` says what has become of it, before any byte is moved.
         """
-        if self._rx is None or len(self._links) >= MAX_CONNECTIONS:
+        if self._rx is None or len(self._links) >= self._max_connections:
             return False
         key = (port, peer_cid, self._choose_port(port, peer_cid))
         connection = Connection(self.guest_cid, port, peer_cid, key[2], State.ASKING)
@@ -210,20 +213,29 @@ class VsockDevice:
             self._resets.append(reset_for(packet))
 
     def _on_request(self, packet: Packet, key: Key) -> None:
-        if len(self._links) >= MAX_CONNECTIONS or packet.dst_cid == self.guest_cid:
-            self._refuse(packet)
-            return
-        try:
-            sock = self._dial(packet.dst_cid, packet.dst_port)
-        except OSError:
+        if len(self._links) >= self._max_connections or packet.dst_cid == self.guest_cid:
             self._refuse(packet)
             return
         connection = Connection(
             self.guest_cid, packet.src_port, packet.dst_cid, packet.dst_port, State.ANSWERING, packet.buf_alloc,
             packet.fwd_cnt,
         )  # fmt: skip
+        link = Link(connection, key, None)
+        self._links[key] = link
+        self._dial(packet.dst_cid, packet.dst_port, lambda sock: self._on_dialled(link, sock))
+
+    def _on_dialled(self, link: Link, sock: socket.socket | None) -> None:
+        connection = link.connection
+        if connection.state is not State.ANSWERING:  # the guest has given up, or its driver is gone
+            if sock is not None:
+                sock.close()
+            return
+        if sock is None:
+            connection.abort()
+            self._note(link)
+            return
         connection.accept()
-        link = Link(connection, key, sock)
+        link.sock = sock
         self._add(link)
         self._watch(link, select.EPOLLIN)
 
@@ -259,11 +271,9 @@ class VsockDevice:
                 return
         link.connection.on_taken(taken)
         for view in views:
-            if taken >= len(view):
-                taken -= len(view)
-                continue
-            link.pending.append(memoryview(bytes(view[taken:])))
-            taken = 0
+            if taken < len(view):
+                link.pending += view[taken:]
+            taken = max(taken - len(view), 0)
         if link.pending:
             self._watch(link, (link.mask & ~UNWATCHED) | select.EPOLLOUT)
 
@@ -271,18 +281,14 @@ class VsockDevice:
         """Write what is kept, as far as the socket takes it."""
         while link.pending and link.sock is not None:
             try:
-                taken = link.sock.sendmsg(list(link.pending)[:64], (), socket.MSG_NOSIGNAL)
+                taken = link.sock.send(link.pending, socket.MSG_NOSIGNAL)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
                 self._abort(link)
                 return
             link.connection.on_taken(taken)
-            while taken:
-                first = link.pending.popleft()
-                if taken < len(first):
-                    link.pending.appendleft(first[taken:])
-                taken -= min(taken, len(first))
+            del link.pending[:taken]  # moves a pointer, not the rest
         if not link.pending:
             self._watch(link, link.mask & ~select.EPOLLOUT)
             self._settle(link)

@@ -18,6 +18,7 @@ from enclavekit_emulator.vsock_device.backend import Backend
 
 REQUEST_TIMEOUT_S = 10.0  # from connect to the guest's answer
 MAX_WAITING = 256
+ACCEPT_PAUSE_S = 0.5
 MAX_LINE_BYTES = 32  # "CONNECT 4294967295\n" is 19
 PARENT_CID = 3
 
@@ -44,16 +45,21 @@ class HybridPort:
     def __init__(self, backend: Backend, listener: socket.socket, clock: Callable[[], float] = time.monotonic) -> None:
         self._backend, self._listener, self._clock = backend, listener, clock
         self._waiting: set[_Waiting] = set()
+        self._pause_end: float | None = None
         listener.setblocking(False)
         backend.watch(listener.fileno(), self._accept)
 
     @property
     def next_deadline(self) -> float | None:
-        return min((waiting.deadline for waiting in self._waiting), default=None)
+        deadlines = [waiting.deadline for waiting in self._waiting]
+        return min([*deadlines, self._pause_end] if self._pause_end is not None else deadlines, default=None)
 
     def expire(self) -> None:
         """Let go of whoever has waited too long."""
         now = self._clock()
+        if self._pause_end is not None and self._pause_end <= now:
+            self._pause_end = None
+            self._backend.watch(self._listener.fileno(), self._accept)
         for waiting in [w for w in self._waiting if w.deadline <= now]:
             if waiting.is_asked:
                 self._backend.device.abandon(waiting.sock)
@@ -61,15 +67,22 @@ class HybridPort:
                 self._drop(waiting)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             sock, _ = self._listener.accept()
-            if len(self._waiting) >= MAX_WAITING:
-                sock.close()
-                return
-            sock.setblocking(False)
-            waiting = _Waiting(sock, self._clock() + REQUEST_TIMEOUT_S)
-            self._waiting.add(waiting)
-            self._backend.watch(sock.fileno(), lambda: self._read(waiting))
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:
+            # no descriptors or no memory: the listener stays readable, and asking it again at once would never end
+            self._backend.unwatch(self._listener.fileno())
+            self._pause_end = self._clock() + ACCEPT_PAUSE_S
+            return
+        if len(self._waiting) >= MAX_WAITING:
+            sock.close()
+            return
+        sock.setblocking(False)
+        waiting = _Waiting(sock, self._clock() + REQUEST_TIMEOUT_S)
+        self._waiting.add(waiting)
+        self._backend.watch(sock.fileno(), lambda: self._read(waiting))
 
     def _read(self, waiting: _Waiting) -> None:
         while not waiting.line.endswith(b"\n"):

@@ -8,6 +8,8 @@ Layout below the runtime directory, the same seen from the host and from inside 
     fabric/CID/PORT.sock   what CID listens on
     fabric/CID/parent/PORT.sock   inside CID's view, goes before fabric/3/PORT.sock: the emulator's own ports
 
+    fabric/CID/parent/siblings.sock   asks the parent for a connection to another enclave; see `streams`
+
 A `hybrid` CID is reached over one Unix socket with the `CONNECT port` handshake of Firecracker, Cloud Hypervisor and
 vhost-device-vsock. An enclave can write into its own fabric/CID directory, so nothing in there is trusted: sockets are
 opened without following links before they are connected to.
@@ -25,6 +27,7 @@ from enclavekit_core.address import CID_ANY, CID_HOST, CID_LOCAL, CID_PARENT
 from enclavekit_core.errors import ConfigError, InputError
 
 RUNTIME_DIR_VARIABLE = "ENCLAVEKIT_RUNTIME_DIR"
+SIBLINGS_SOCKET = "siblings.sock"
 TRANSPORT_VARIABLE = "ENCLAVEKIT_TRANSPORT"  # "fabric" or "vsock": overrides the lookup, for tests and odd machines
 MAX_RECORD_BYTES = 4096
 
@@ -33,6 +36,8 @@ class Transport(enum.Enum):
     KERNEL = "vsock"
     FABRIC = "fabric"
     HYBRID = "hybrid"
+    SIBLING = "sibling"
+    """By way of the parent: the kernel lets no enclave see another's sockets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Route:
     cid: int
     transport: Transport
     path: str = ""
-    """Unix socket of a hybrid route; directory of a fabric route; empty for the kernel's."""
+    """Unix socket of a hybrid or sibling route; directory of a fabric route; empty for the kernel's."""
     private_path: str = ""
     """Of the parent as an enclave sees it: the directory of its ports for this enclave alone, which go first."""
 
@@ -130,6 +135,9 @@ def find_route(cid: int) -> Route:
     if cid in (own, CID_PARENT):
         private = os.path.join(top, "fabric", str(own), "parent") if cid != own else ""
         return Route(cid, Transport.FABRIC, os.path.join(top, "fabric", str(cid)), private)
+    if own != CID_PARENT:
+        siblings = os.path.join(top, "fabric", str(own), "parent", SIBLINGS_SOCKET)
+        return Route(cid, Transport.SIBLING, siblings) if os.path.exists(siblings) else Route(cid, Transport.KERNEL)
     record = read_record(os.path.join(top, "registry", f"{cid}.json"))
     if record is None:
         return Route(cid, Transport.KERNEL)

@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import stat
+import struct
 from types import TracebackType
 
 from enclavekit_core import fabric
@@ -22,6 +23,7 @@ from enclavekit_core.peers import Peer, identify_peer
 DEFAULT_CONNECT_TIMEOUT_S = 10.0
 DEFAULT_BACKLOG = 128
 MAX_UNIX_PATH_BYTES = 107  # sockaddr_un.sun_path less the NUL
+TIMEVAL = struct.Struct("ll")
 MAX_HANDSHAKE_BYTES = 64  # "OK 4294967295\n" is 14
 
 
@@ -58,17 +60,34 @@ def _connect(address: Address, timeout_s: float | None) -> socket.socket:
                     return _connect_fabric(route, port, timeout_s)
                 case fabric.Transport.HYBRID:
                     return _connect_hybrid(route.path, port, timeout_s)
+                case fabric.Transport.SIBLING:
+                    return _connect_sibling(route, port, timeout_s)
 
 
 def _connect_family(family: int, name: object, timeout_s: float | None) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        if family == socket.AF_UNIX and timeout_s is not None:
+            _wait_for_room(sock, name, timeout_s)
+        else:
+            sock.settimeout(timeout_s)
+            sock.connect(name)  # type: ignore[arg-type]  # typeshed knows no vsock tuples here
         sock.settimeout(timeout_s)
-        sock.connect(name)  # type: ignore[arg-type]  # typeshed knows no vsock tuples here
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _wait_for_room(sock: socket.socket, name: object, timeout_s: float) -> None:
+    """Connect a Unix socket: only a blocking one waits while its queue is full, up to SO_SNDTIMEO."""
+    seconds, fraction = divmod(max(timeout_s, 1e-6), 1)  # 0 would mean for ever
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, TIMEVAL.pack(int(seconds), int(fraction * 1e6)))
+    try:
+        sock.connect(name)  # type: ignore[arg-type]  # as above
+    except BlockingIOError:
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, TIMEVAL.pack(0, 0))
 
 
 def _connect_fabric(route: fabric.Route, port: int, timeout_s: float | None) -> socket.socket:
@@ -104,6 +123,20 @@ def _connect_hybrid(path: str, port: int, timeout_s: float | None) -> socket.soc
         sock.close()
         raise
     return sock
+
+
+def _connect_sibling(route: fabric.Route, port: int, timeout_s: float | None) -> socket.socket:
+    """Ask the parent, whose answer is the connected socket itself: no byte of the stream passes through anybody."""
+    with _connect_family(socket.AF_UNIX, route.path, timeout_s) as asked:
+        asked.sendall(b"CONNECT %d %d\n" % (route.cid, port))
+        space = socket.CMSG_SPACE(struct.calcsize("i"))
+        _answer, ancillary, _flags, _name = asked.recvmsg(MAX_HANDSHAKE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            sock = socket.socket(fileno=struct.unpack("i", data[:4])[0])
+            sock.settimeout(timeout_s)
+            return sock
+    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
 
 class Listener:

@@ -64,10 +64,13 @@ class Upstream:
 
     def _receive(self, count: int) -> bytes:
         assert self._socket is not None
-        data = self._socket.recv(count, socket.MSG_WAITALL)
-        if len(data) < count:
-            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-        return data
+        data = bytearray()
+        while len(data) < count:  # not MSG_WAITALL, which does not wait on a socket with a timeout
+            chunk = self._socket.recv(count - len(data))
+            if not chunk:
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            data += chunk
+        return bytes(data)
 
 
 def open_cuse() -> int:

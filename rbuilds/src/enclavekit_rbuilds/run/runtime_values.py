@@ -66,7 +66,10 @@ def _connect(address: VsockAddress, wait_s: float) -> socket.socket:
 
 
 def _receive(sock: socket.socket, count: int) -> bytes:
-    data = sock.recv(count, socket.MSG_WAITALL) if count else b""
-    if len(data) < count:
-        raise EOFError
-    return data
+    data = bytearray()
+    while len(data) < count:  # not MSG_WAITALL, which does not wait on a socket with a timeout
+        chunk = sock.recv(count - len(data))
+        if not chunk:
+            raise EOFError
+        data += chunk
+    return bytes(data)
