@@ -163,14 +163,14 @@ async def test_debug_enclave_is_refused(inside, tmp_path):
     assert impostor.seen == [Kind.HELLO]
 
 
-def stranger(enclave):
+def stranger(enclave, cid=CID):
     """Connect to the listener as the host does, once it listens; the caller says what it likes, or nothing."""
     deadline = time.monotonic() + 20
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(fabric.RUNTIME_DIR_VARIABLE, enclave.environment[fabric.RUNTIME_DIR_VARIABLE])
         while True:
             try:
-                return connect(VsockAddress(CID, 53000))
+                return connect(VsockAddress(cid, 53000))
             except TransportError:
                 if time.monotonic() > deadline:
                     raise

@@ -184,21 +184,20 @@ class TlsSocket:
             await self._wait_drained()
             if self._error is not None:
                 raise self._error
-        raw: socket.socket | None = None
-        view = memoryview(self._buffer)
-        with contextlib.suppress(ssl.SSLZeroReturnError):
-            while raw is None:
-                try:
-                    raw = self._sock.unwrap()
-                except ssl.SSLWantReadError:
-                    await self._wait_readable()
-                except ssl.SSLWantWriteError:
-                    await self._wait_writable()
-                except ssl.SSLError as exc:
-                    if exc.reason != "APPLICATION_DATA_AFTER_CLOSE_NOTIFY":
-                        raise
-                    while self._read_into(view):  # nobody wants it any more
-                        pass
+        with contextlib.suppress(OSError):  # "want read" for the peer's end is one
+            self._sock.unwrap()
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._sock, socket.SHUT_WR)
+        # what the peer still sends is taken as it is, below TLS, and dropped: closing over it would take away from the
+        # peer what it has not read of ours
+        while True:
+            try:
+                if not socket.socket.recv_into(self._sock, self._buffer):
+                    break
+            except BlockingIOError:
+                await self._wait_readable()
+            else:
+                await asyncio.sleep(0)
         self.abort()
 
     def abort(self) -> None:

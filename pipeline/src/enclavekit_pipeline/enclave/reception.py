@@ -53,6 +53,7 @@ class Reception:
                 self._tasks.add(task)
                 self._strangers[task] = None
                 task.add_done_callback(self._forget)
+                await asyncio.sleep(0)  # a whole backlog is accepted without waiting: let those that were cut off go
         finally:
             for task in self._tasks:
                 task.cancel()

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feeds the decoder, the handshake and both ends of a connection with frames that are nearly right, as long as told.
+
+    python pipeline/tests/channel_fuzzer.py --seconds 600 [--seed N]
+
+Whatever comes in, the outcome must be one of ours: frames, or an EnclavekitError. What is queued must stay within the
+named limits, what waits must wake up, and splitting the bytes otherwise must change nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+
+from enclavekit_core.errors import EnclavekitError
+from enclavekit_pipeline.channel.mux import Connection
+from enclavekit_pipeline.channel.stream import MAX_OTHER_FRAMES
+from enclavekit_pipeline.wire.flow import MIN_FRAME_COST, WINDOW_BYTES
+from enclavekit_pipeline.wire.frames import (
+    DATA_KINDS,
+    ENCLAVE_STREAMS,
+    HEADER,
+    HOST_STREAMS,
+    MAX_PAYLOAD_BYTES,
+    Frame,
+    FrameDecoder,
+    Kind,
+    encode,
+    encode_credit,
+)
+from enclavekit_pipeline.wire.handshake import ClientHandshake, ServerHandshake
+from enclavekit_pipeline.wire.numbering import MAX_STREAMS
+from enclavekit_pipeline.wire.requests import decode_request
+
+KINDS = list(Kind)
+PAYLOADS = (
+    b"",
+    b"{}",
+    b'{"verb":"exec","argv":["true"]}',
+    b'{"verb":"cp-out","path":"/x"}',
+    b'{"code":"denied","message":"no"}',
+    b'{"version":2,"nonce":"' + b"00" * 32 + b'"}',
+    b'{"certificate":"","signature":""}',
+    b'{"name":"x","version":2}',
+    b"\x13\x00\x04\x00\x00",
+)
+
+
+class FakeWire:
+    """Gives out bytes in pieces, takes everything, and remembers how much it was given."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.pieces = pieces[::-1]
+        self.unsent_bytes = 0
+        self.written = 0
+
+    async def read(self) -> bytes:
+        await asyncio.sleep(0)
+        return self.pieces.pop() if self.pieces else b""
+
+    def write(self, data: bytes) -> None:
+        self.written += len(data)
+
+    async def drain(self) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self.pieces.clear()
+
+
+def make_frame(rng: random.Random) -> bytes:
+    """Return a frame that a peer might send, now and then one that it must not."""
+    stream = rng.choice((0, 1, 1, 1, 2, 3, 0x7FFF, 0x8000, 0x8000, 0x8001, 0xFFFF))
+    kind = rng.choice(KINDS)
+    if kind in DATA_KINDS:
+        if rng.random() < 0.15:
+            return encode(Frame(kind, b"", stream, end=True))
+        return encode(Frame(kind, bytes(rng.choice((0, 1, 300, 16384, MAX_PAYLOAD_BYTES))), stream))
+    if kind is Kind.CREDIT and rng.random() < 0.8:
+        return encode_credit(stream, rng.choice(sorted(DATA_KINDS)), rng.choice((0, 1, 2**18, 2**31, 2**32 - 1)))
+    payload = rng.choice(PAYLOADS) if rng.random() < 0.7 else rng.randbytes(rng.randrange(40))
+    return encode(Frame(kind, payload, stream))
+
+
+def make_wire(rng: random.Random) -> bytes:
+    """Return some frames, often after a regular beginning, sometimes damaged."""
+    parts = [encode(Frame(Kind.OPEN, PAYLOADS[2], rng.choice((1, 0x8000))))] if rng.random() < 0.7 else []
+    parts += [make_frame(rng) for _ in range(rng.randrange(40))]
+    if rng.random() < 0.1:
+        first = rng.choice((HOST_STREAMS, ENCLAVE_STREAMS))[0]
+        parts += [encode(Frame(Kind.OPEN, b"{}", first + 10 + i)) for i in range(MAX_STREAMS + 2)]
+    wire = bytearray(b"".join(parts))
+    if wire and rng.random() < 0.4:
+        for _ in range(rng.randrange(1, 4)):
+            wire[rng.randrange(len(wire))] = rng.randrange(256)
+    if wire and rng.random() < 0.2:
+        del wire[rng.randrange(len(wire)) :]
+    if rng.random() < 0.05:
+        wire += HEADER.pack(rng.randrange(256), rng.randrange(4), rng.randrange(65536), rng.randrange(2**32))
+    return bytes(wire)
+
+
+def split(rng: random.Random, wire: bytes) -> list[bytes]:
+    most = rng.choice((1, 7, 100, 70_000, 300_000)) if len(wire) < 5000 else rng.choice((5000, 70_000, 300_000))
+    pieces, position = [], 0
+    while position < len(wire):
+        step = rng.randint(1, most)
+        pieces.append(wire[position : position + step])
+        position += step
+    return pieces
+
+
+def decode(pieces: list[bytes]) -> tuple[list[Frame], str]:
+    """Return the frames, and the error that ended them."""
+    decoder, frames = FrameDecoder(), []
+    try:
+        for piece in pieces:
+            frames += decoder.feed(piece)
+        decoder.feed_eof()
+    except EnclavekitError as exc:
+        return frames, str(exc)
+    return frames, ""
+
+
+def fuzz_decoder(rng: random.Random, wire: bytes) -> None:
+    one, other = split(rng, wire), split(rng, wire)
+    (frames, error), (again, same) = decode(one), decode(other)
+    # a piece with an error in it gives none of its frames: how far one gets depends on the split, the error does not
+    common = min(len(frames), len(again))
+    assert frames[:common] == again[:common]
+    assert error == same
+    assert b"".join(map(encode, frames)) == wire[: sum(HEADER.size + len(frame.payload) for frame in frames)]
+    for frame in frames:
+        for step in (
+            lambda frame=frame: decode_request(frame.payload),
+            lambda frame=frame: ServerHandshake(bytes(32)).receive_hello(frame),
+            lambda frame=frame: sent_hello().receive_evidence(frame),
+        ):
+            try:
+                step()
+            except EnclavekitError:
+                pass
+
+
+def sent_hello() -> ClientHandshake:
+    handshake = ClientHandshake(bytes(32))
+    handshake.hello()
+    return handshake
+
+
+async def fuzz_connection(rng: random.Random, wire: bytes) -> None:
+    """Run one end against a peer that sends `wire`, with a stream of ours open and readers that sometimes stop."""
+    opens = rng.choice((HOST_STREAMS, ENCLAVE_STREAMS))
+    connection = Connection(FakeWire(split(rng, wire)), "fuzz", opens=opens)
+    connection.accepting = connection.accepting or rng.random() < 0.5
+    ours = await connection.open_stream()
+    tasks = [asyncio.create_task(use(ours, rng)), asyncio.create_task(accept(connection, rng))]
+    await connection.run()
+    check_bounds(connection)
+    await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    assert connection.has_ended
+    assert isinstance(connection.failure(), EnclavekitError)
+
+
+def check_bounds(connection: Connection) -> None:
+    streams = list(connection._streams.values())
+    assert len(streams) <= 2 * MAX_STREAMS
+    for stream in streams:
+        waiting = [frame for frame in stream._incoming._queue if frame is not None]
+        for kind in DATA_KINDS:
+            cost = sum(max(len(f.payload), MIN_FRAME_COST) for f in waiting if f.kind is kind and not f.end)
+            assert cost <= WINDOW_BYTES
+        assert sum(frame.kind not in DATA_KINDS for frame in waiting) <= MAX_OTHER_FRAMES + 1
+
+
+async def use(stream, rng: random.Random) -> None:
+    """Receive, pass on, send, close: until it ends, or until enough."""
+    try:
+        for _ in range(rng.randrange(30)):
+            if rng.random() < 0.2:
+                await stream.send_data(Kind.STDOUT, bytes(rng.choice((1, 100_000, 3_000_000))))
+            frame = await stream.receive()
+            if frame.kind in DATA_KINDS and rng.random() < 0.8:
+                await stream.consumed(frame)
+    except EnclavekitError:
+        pass
+    if rng.random() < 0.7:
+        stream.close()
+        stream.close()
+
+
+async def accept(connection: Connection, rng: random.Random) -> None:
+    tasks = []
+    while (opened := await connection.opened.get()) is not None or not connection.has_ended:
+        if opened is not None:
+            tasks.append(asyncio.create_task(use(opened[0], rng)))
+    await asyncio.gather(*tasks)
+
+
+def run_one(seed: int) -> None:
+    rng = random.Random(seed)
+    wire = make_wire(rng)
+    fuzz_decoder(rng, wire)
+    asyncio.run(fuzz_connection(rng, wire))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**48), help="of the first input")
+    args = parser.parse_args()
+    deadline, seed = time.monotonic() + args.seconds, args.seed
+    while time.monotonic() < deadline:
+        try:
+            run_one(seed)
+        except BaseException:
+            print(f"seed {seed}", file=sys.stderr)
+            raise
+        seed += 1
+    print(f"{seed - args.seed} inputs from seed {args.seed}, no failure")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

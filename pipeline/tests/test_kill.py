@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Either side is killed at random points of commands and copies. Afterwards there is no wedge, no descriptor, no child
+and no half-made file, and the next request is served as if nothing had been.
+"""
+
+import asyncio
+import hashlib
+import os
+import random
+import secrets
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from .conftest import BIN, grant, listening
+from .test_defences import children, descriptors, until
+
+KILL_CID = 27
+OLD, NEW = secrets.token_bytes(300_000), secrets.token_bytes(12_000_000)
+ALLOWED = {hashlib.sha256(content).digest() for content in (OLD, NEW)}
+LONGEST_S = 0.9  # a request's whole life, start of the process included: kills before, in and after it
+
+
+@pytest.fixture
+def place(inside):
+    for directory in (inside.app / "data", inside.directory / "ours"):
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+    (inside.app / "data/old").write_bytes(NEW)
+    (inside.directory / "new").write_bytes(NEW)
+    return inside
+
+
+def start(inside, rng):
+    """Start a request of any kind; return its process."""
+    target = f"{KILL_CID}:/data/target"
+    flags = [*map(str, inside.flags()), "--connect-timeout", "3"]
+    words = rng.choice(
+        [
+            ["cp", *flags, str(inside.directory / "new"), target],
+            ["cp", *flags, str(inside.directory / "new"), f"{KILL_CID}:/data/old"],
+            ["cp", *flags, f"{KILL_CID}:/data/old", str(inside.directory / "ours/target")],
+            ["exec", "-i", *flags, "--system", str(KILL_CID), "--", "sh", "-c", "cat; exec sleep 1000"],
+            ["exec", *flags, "--system", str(KILL_CID), "--", "sh", "-c", "yes & yes | cat; sleep 1000"],
+        ]
+    )
+    with open(inside.directory / "new", "rb") as source:
+        return subprocess.Popen(
+            [BIN / "pipeline", *words],
+            env=inside.environment,
+            stdin=source,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+
+def live(process, seconds):
+    """Let it live that long, or until it ends."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        pass
+
+
+def check_files(inside):
+    """Every file that is there is a whole one, and nothing else is there."""
+    for directory in (inside.app / "data", inside.directory / "ours"):
+        for name in os.listdir(directory):
+            assert name in ("old", "target"), f"left behind: {name}"
+            assert hashlib.sha256((directory / name).read_bytes()).digest() in ALLOWED, name
+
+
+async def kill_callers(inside, rounds, seed):
+    rng = random.Random(seed)
+    with listening(inside, [grant(inside, "alice", system=True)], cid=KILL_CID) as listener:
+        assert serves(inside)
+        before = descriptors(listener)
+        for _ in range(rounds):
+            callers = [start(inside, rng) for _ in range(rng.choice((1, 1, 3)))]
+            for caller in callers:
+                live(caller, rng.uniform(0, LONGEST_S))
+                caller.kill()
+                caller.wait()
+        await until(lambda: not children(listener), "a command stays")
+        await until(lambda: descriptors(listener) <= before, "a descriptor stays")
+        assert serves(inside)
+        assert listener.poll() is None
+    check_files(inside)
+
+
+def kill_listeners(inside, rounds, seed):
+    rng = random.Random(seed)
+    for _ in range(rounds):
+        with listening(inside, [grant(inside, "alice", system=True)], cid=KILL_CID) as listener:
+            assert serves(inside)
+            caller = start(inside, rng)
+            live(caller, rng.uniform(0, LONGEST_S))
+            listener.kill()
+            caller.wait(60)  # no wedge: it hears of it
+        check_files(inside)
+
+
+def serves(inside):
+    words = ["exec", "--system", KILL_CID, "--", "sh", "-c", "exit 7"]
+    deadline = time.monotonic() + 30
+    while (done := inside.run(*words)).returncode == 255 and time.monotonic() < deadline:
+        pass  # what was cut may still be on its way out of a session limit
+    return done.returncode == 7
+
+
+async def test_callers_killed_at_random(place):
+    await kill_callers(place, rounds=10, seed=1)
+
+
+def test_listeners_killed_at_random(place):
+    kill_listeners(place, rounds=4, seed=2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100, 107))
+async def test_many_callers_killed_at_random(place, seed):
+    await kill_callers(place, rounds=100, seed=seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(200, 203))
+async def test_many_listeners_killed_at_random(place, seed):
+    await asyncio.to_thread(kill_listeners, place, 100, seed)
