@@ -228,11 +228,14 @@ def test_large_answer_of_a_server_that_has_closed_arrives_whole(enclave, short, 
         forwarding(enclave, "-L", f"0={target}") as (_, [line]),
         connect(line) as sock,
     ):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)  # so that much is still on its way at the end
         sending = threading.Thread(target=send, args=[sock])
         sending.start()
         got = b""
         while len(got) < len(DATA):
-            got += sock.recv(1 << 20)
+            part = sock.recv(1 << 20)
+            assert part, "the end came too early"
+            got += part
         assert got == DATA
     sending.join(WAIT_S)
 

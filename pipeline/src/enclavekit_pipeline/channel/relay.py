@@ -32,7 +32,7 @@ from enclavekit_pipeline.wire.frames import Kind
 
 READ_BYTES = 256 * 1024
 LINGER_S = 2.0
-DRAIN_PAUSE_S = 0.02  # nothing tells when a socket has sent all
+DRAIN_PAUSE_S = 0.02
 DIAL_TIMEOUT_S = 10.0
 DIAL_PAUSE_S = 0.02  # a Unix socket with a full backlog says so instead of letting us wait
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
@@ -97,8 +97,11 @@ class _Flows:
             return  # there, what is written is with the peer
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(LINGER_S):
-                while struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0]:  # noqa: ASYNC110
+                while self._unsent():  # noqa: ASYNC110 - the kernel has no event for it
                     await asyncio.sleep(DRAIN_PAUSE_S)
+
+    def _unsent(self) -> int:
+        return int(struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)))[0])
 
 
 async def relay(stream: Stream, sock: socket.socket, *, sends: Kind, takes: Kind) -> Relayed:
