@@ -43,15 +43,22 @@ def test_devices_are_found_on_the_command_line(shell, enclave):
     assert enclave.exec("cat", "/proc/modules", expect=1) == "", "there are none to load"
 
 
-@pytest.mark.parametrize("way", ["cmdline", "acpi"])
-def test_devices_are_announced_as_the_option_says(shell, enclave, way):
-    """A kernel for Nitro finds them either way; what Nitro does is the default."""
+@pytest.mark.parametrize(("image", "way"), [("made.eif", "cmdline"), ("notes.eif", "acpi")])
+def test_devices_are_announced_as_the_option_says(shell, enclave, image, way):
     flags = ("--announce-devices", way, "--enclave-name", f"announced-{way}")
-    running = start_enclave(shell, shell.directory / "made.eif", *flags, machine="qemu")
+    running = start_enclave(shell, shell.directory / image, *flags, machine="qemu")
     try:
         assert ("virtio_mmio.device=" in running.exec("cat", "/proc/cmdline")) == (way == "cmdline")
     finally:
         shell.run("nitro-emu", "terminate-enclave", "--enclave-id", running.id)
+
+
+def test_a_kernel_that_is_not_for_nitro_finds_nothing_there(shell, enclave):
+    """As it would be on Nitro: no vsock, no heartbeat, and nothing left of it."""
+    words = ("--eif-path", "notes.eif", "--cpu-count", 1, "--memory", 512, "--machine", "qemu")
+    before = shell.json("nitro-emu", "describe-enclaves")
+    shell.run("nitro-emu", "run-enclave", *words, "--announce-devices", "cmdline", expect=36)
+    assert shell.json("nitro-emu", "describe-enclaves") == before
 
 
 def test_app_runs_and_is_entered(shell, enclave):

@@ -142,7 +142,9 @@ def main_job(demo: Demo, stack: contextlib.ExitStack, machine: str, *, keep: boo
     with demo.step("cp", "copy a file in, over TLS to a key that the enclave attested"):
         (here / "note.txt").write_bytes(NOTE)
         demo.facts["file_sha3_512"] = {"out": hashlib.sha3_512(NOTE).hexdigest()}
-        demo.run("pipeline", "cp", "note.txt", f"{cid}:/data/note.txt")
+        # a virtual machine's services come up seconds after its heartbeat
+        patience = ["--connect-timeout", 120] if machine != "process" else []
+        demo.run("pipeline", "cp", *patience, "note.txt", f"{cid}:/data/note.txt")
     with demo.step("exec", f"run commands in it; the last one ends with {EXPECTED_EXIT} on purpose"):
         seen = demo.run("pipeline", "exec", cid, "--", "cat", "/data/note.txt")
         demo.check("the file arrived unchanged", seen == NOTE)
