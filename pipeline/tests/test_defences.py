@@ -11,6 +11,7 @@ import time
 import pytest
 from enclavekit_core.errors import EnclavekitError, TransportError
 from enclavekit_pipeline.channel.mux import Connection
+from enclavekit_pipeline.enclave import forker
 from enclavekit_pipeline.enclave.reception import MAX_STRANGERS
 from enclavekit_pipeline.host.client import connect, receive, shake_hands
 from enclavekit_pipeline.host.session import connected
@@ -38,8 +39,17 @@ def descriptors(process):
 
 
 def children(process):
+    """Return the listener's commands: all of its children but the process that starts them."""
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as source:
-        return source.read().split()
+        return [child for child in source.read().split() if not is_forker(child)]
+
+
+def is_forker(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as source:
+            return os.fsencode(forker.__file__) in source.read().split(b"\0")
+    except FileNotFoundError:  # ended meanwhile
+        return False
 
 
 async def until(condition, what):
