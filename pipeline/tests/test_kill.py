@@ -20,6 +20,7 @@ from .test_defences import children, descriptors, until
 KILL_CID = 27
 OLD, NEW = secrets.token_bytes(300_000), secrets.token_bytes(12_000_000)
 ALLOWED = {hashlib.sha256(content).digest() for content in (OLD, NEW)}
+KEPT = (".old.enclavekit-partial", ".target.enclavekit-partial")  # for a copy's resumption, README of the part
 LONGEST_S = 0.9  # a request's whole life, start of the process included: kills before, in and after it
 
 
@@ -64,12 +65,23 @@ def live(process, seconds):
         pass
 
 
-def check_files(inside):
-    """Every file that is there is a whole one, and nothing else is there."""
+def check_files(inside, others=()):
+    """Every file that is there under its name is a whole one, and nothing but `others` is there."""
     for directory in (inside.app / "data", inside.directory / "ours"):
         for name in os.listdir(directory):
-            assert name in ("old", "target"), f"left behind: {name}"
-            assert hashlib.sha256((directory / name).read_bytes()).digest() in ALLOWED, name
+            if name not in others:
+                assert name in ("old", "target"), f"left behind: {name}"
+                assert hashlib.sha256((directory / name).read_bytes()).digest() in ALLOWED, name
+
+
+def finish_copies(inside):
+    """Copy to each target once more. That takes up or takes away what a cut copy kept for its resumption."""
+    new, ours = inside.directory / "new", inside.directory / "ours/target"
+    for source, target in ((new, f"{KILL_CID}:/data/target"), (new, f"{KILL_CID}:/data/old")):
+        assert inside.run("cp", source, target).returncode == 0
+    assert inside.run("cp", f"{KILL_CID}:/data/old", ours).returncode == 0
+    assert {path.read_bytes() for path in (inside.app / "data/target", inside.app / "data/old", ours)} == {NEW}
+    check_files(inside)
 
 
 async def kill_callers(inside, rounds, seed):
@@ -87,7 +99,8 @@ async def kill_callers(inside, rounds, seed):
         await until(lambda: descriptors(listener) <= before, "a descriptor stays")
         assert serves(inside)
         assert listener.poll() is None
-    check_files(inside)
+        check_files(inside, KEPT)
+        finish_copies(inside)
 
 
 def kill_listeners(inside, rounds, seed):
@@ -99,7 +112,9 @@ def kill_listeners(inside, rounds, seed):
             live(caller, rng.uniform(0, LONGEST_S))
             listener.kill()
             caller.wait(60)  # no wedge: it hears of it
-        check_files(inside)
+        check_files(inside, KEPT)
+    with listening(inside, [grant(inside, "alice", system=True)], cid=KILL_CID):
+        finish_copies(inside)
 
 
 def serves(inside):
