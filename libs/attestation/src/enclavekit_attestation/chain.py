@@ -36,6 +36,8 @@ class Certificate:
     name: str
     """For messages: "cabundle[1]"."""
     version: x509.Version
+    common_name: str
+    """For people only; names are compared by `subject` and `issuer`."""
     subject: bytes
     issuer: bytes
     not_before: datetime.datetime
@@ -54,6 +56,7 @@ class Certificate:
             return cls(
                 name=name,
                 version=parsed.version,
+                common_name=ascii(parsed.subject.rfc4514_string())[1:101],
                 subject=parsed.subject.public_bytes(),
                 issuer=parsed.issuer.public_bytes(),
                 not_before=parsed.not_valid_before_utc,
@@ -66,6 +69,12 @@ class Certificate:
             )
         except Exception as exc:  # hostile bytes: whichever of its exceptions the parser picks, it is no certificate
             raise _refuse(name, "it is not a well-formed X.509 certificate") from exc
+
+    def p384_key(self) -> EllipticCurvePublicKey:
+        """Return the key. Raises VerificationError unless it is on P-384."""
+        if not isinstance(self.key, EllipticCurvePublicKey) or not isinstance(self.key.curve, SECP384R1):
+            raise _refuse(self.name, "its key is not on P-384")
+        return self.key
 
 
 def verify_chain(leaf_der: bytes, cabundle: Sequence[bytes], root_der: bytes, at_ms: int) -> EllipticCurvePublicKey:
@@ -110,9 +119,7 @@ def _check_common(certificate: Certificate, at: datetime.datetime) -> EllipticCu
         raise _refuse(certificate.name, "it is not of version 3")
     if certificate.algorithm != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
         raise _refuse(certificate.name, "it is not signed with ECDSA and SHA-384")
-    key = certificate.key
-    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP384R1):
-        raise _refuse(certificate.name, "its key is not on P-384")
+    key = certificate.p384_key()
     if at < certificate.not_before:
         raise _refuse(certificate.name, f"it is not valid before {certificate.not_before:%Y-%m-%dT%H:%M:%SZ}")
     if at > certificate.not_after:
