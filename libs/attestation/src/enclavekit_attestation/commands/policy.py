@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 from collections.abc import Iterator
 
 from enclavekit_core.errors import ConfigError, InputError, VerificationError
@@ -14,7 +13,6 @@ from enclavekit_core.errors import ConfigError, InputError, VerificationError
 from enclavekit_attestation.policy import DEFAULT_MAX_AGE_S, Policy, load_measurements, load_policy
 from enclavekit_attestation.roots import AWS
 
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+:/-]*")
 TEMPLATE = """\
 # Accepts enclaves that run this image. Add a set for the next release before it is rolled out, and give the old one
 # a `not_after`. `attest policy check` says what a policy leaves open.
@@ -68,7 +66,7 @@ def format_policy(name: str, pcrs: dict[int, bytes]) -> str:
     for index, value in sorted(pcrs.items()):
         meaning = MEANINGS.get(index)
         lines.append(f'      {index}: "{value.hex()}"' + (f"  # {meaning}" if meaning else ""))
-    quoted = name if PLAIN_NAME.fullmatch(name) and ": " not in name else json.dumps(name)
+    quoted = json.dumps(name, ensure_ascii=False)  # which is YAML, too; unquoted, 1.0 would be a number
     return TEMPLATE.format(name=quoted, pcrs="\n".join(lines), max_age_s=DEFAULT_MAX_AGE_S)
 
 
