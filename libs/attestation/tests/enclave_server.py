@@ -2,6 +2,8 @@
 """A TLS server with evidence, as an enclave has it, and with every way of misbehaving. Real sockets, real TLS."""
 
 import http.server
+import socket
+import socketserver
 import threading
 import time
 import urllib.parse
@@ -10,6 +12,51 @@ from enclavekit_attestation import TlsIdentity, encode_binding
 from enclavekit_core.tls import server_context
 
 SERVICE = "ra-web-srv"
+
+
+class ConnectProxy:
+    """An HTTP proxy that knows CONNECT only; `targets` are where it was sent."""
+
+    def __init__(self):
+        self.targets = []
+        outer = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self):
+                target = self.rfile.readline().split()[1].decode()
+                while self.rfile.readline().strip():
+                    pass
+                outer.targets.append(target)
+                host, _, port = target.rpartition(":")
+                with socket.create_connection((host, int(port)), timeout=30) as upstream:
+                    self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                    back = threading.Thread(target=copy, args=(upstream, self.connection))
+                    back.start()
+                    copy(self.connection, upstream)
+                    back.join()
+
+        self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+def copy(source, target):
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # one of the two has left
 
 
 class EnclaveServer:

@@ -21,7 +21,7 @@ from enclavekit_attestation.transports import (
 )
 from enclavekit_core.errors import ConfigError, RemoteProtocolError, VerificationError
 
-from .enclave_server import EnclaveServer
+from .enclave_server import ConnectProxy, EnclaveServer
 
 PCRS = {index: bytes([index + 1]) * 48 for index in range(16)}
 GREETING = "hello from the enclave"
@@ -217,6 +217,39 @@ def test_options_of_a_request_do_not_weaken_it(start, context_for, tmp_path):
     with pytest.raises(aiohttp.ClientConnectionError, match="proven itself"):
         asyncio.run(get())
     assert server.served == []
+
+
+def get_through(proxy, url, context, library):
+    if library == "requests":
+        with requests.Session() as session:
+            session.mount("https://", requests_adapter(context))
+            return session.get(url, proxies={"https": proxy.url}, timeout=30).text
+    if library == "httpx":
+        with httpx.Client(transport=httpx_transport(context, proxy=httpx.Proxy(proxy.url)), timeout=30) as client:
+            return client.get(url).text
+
+    async def get():
+        async with (
+            aiohttp.ClientSession(connector=aiohttp_connector(context)) as session,
+            session.get(url, proxy=proxy.url) as answer,
+        ):
+            return await answer.text()
+
+    return asyncio.run(get())
+
+
+@pytest.mark.parametrize("library", ["requests", "httpx", "aiohttp"])
+def test_proxy_in_between_weakens_nothing(start, context_for, library):
+    proxy, good, relay = ConnectProxy(), start(), start(bound_to=TlsIdentity.generate("enclave"))
+    try:
+        assert get_through(proxy, good.url, context_for(), library) == GREETING
+        with pytest.raises(Exception) as caught:
+            get_through(proxy, relay.url, context_for(), library)
+        assert refusal_of(caught.value).what == "TLS binding"
+        assert relay.served == []
+        assert len(proxy.targets) == 2
+    finally:
+        proxy.close()
 
 
 def test_proven_key_is_not_asked_again_until_it_is_time(start, context_for):
