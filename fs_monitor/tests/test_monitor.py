@@ -104,7 +104,7 @@ def test_file_with_an_open_writer_is_not_published(tree, monitor):
         out.write(b"half")
         out.flush()
         (tree / "later").write_bytes(b"x")
-        found = monitor.nats.until(lambda bucket: os.fsencode(tree / "later") in bucket, lambda: "later is missing")
+        found = monitor.nats.until(lambda hashes, _: os.fsencode(tree / "later") in hashes, lambda: "later is missing")
         assert os.fsencode(tree / "growing") not in found
         out.write(b" and the rest")
     monitor.agrees()
@@ -125,7 +125,7 @@ def test_leftovers_of_an_earlier_run(tree, nats, start_monitor):
     nats.put(f"{tree}-sibling/not ours".replace(" ", "-"), bytes(64))
     start_monitor()
     expected = {os.fsencode(f"{tree}/changed"), os.fsencode(f"{tree}-sibling/not-ours")}
-    found = nats.until(lambda bucket: set(bucket) == expected and any(bucket[os.fsencode(tree / "changed")]), dict)
+    found = nats.until(lambda hashes, _: set(hashes) == expected and any(hashes[os.fsencode(tree / "changed")]), dict)
     assert found[os.fsencode(f"{tree}-sibling/not-ours")] == bytes(64)
 
 

@@ -40,7 +40,9 @@ def test_mode_of_a_link_and_the_type_bits_do_not():
 
 
 ENTRIES = st.lists(
-    st.builds(TreeEntry, st.binary(min_size=1, max_size=3), st.sampled_from(Kind), st.just(0), st.sampled_from([D1, D2])),
+    st.builds(
+        TreeEntry, st.binary(min_size=1, max_size=3), st.sampled_from(Kind), st.just(0), st.sampled_from([D1, D2])
+    ),
     unique_by=lambda entry: entry.name,
     max_size=4,
 ).map(lambda found: [entry for entry in found if not set(entry.name) & set(b"/\0.")])
