@@ -2,6 +2,8 @@
 """A real fs-monitor process on a real tree and a real NATS."""
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -10,16 +12,19 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import tempfile
 
 import pytest
+from enclavekit_core import bus_setup
 from enclavekit_core.bus import BUCKET_HASHES, BUCKET_RECORDS, SERVICE_FS_MONITOR, path_of_key
 from enclavekit_core.bus_connection import Bus, follow, load_credentials
 from enclavekit_core.bus_setup import credentials_path
 from enclavekit_core.file_record import decode_record
 from enclavekit_fs_monitor import control_client
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
+MAX_QUEUED_EVENTS = "/proc/sys/fs/inotify/max_queued_events"
+LOCK = "enclavekit-test-event-queues.lock"
 
 
 class Nats:
@@ -28,8 +33,7 @@ class Nats:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url, self.directory, self.process = f"nats://127.0.0.1:{port}", directory, None
-        flags = ["--directory", directory, "--listen", f"tcp://127.0.0.1:{port}"]
-        subprocess.run([sys.executable, "-m", "enclavekit_core.bus_setup", *flags], check=True)
+        assert bus_setup.main(["--directory", directory, "--listen", f"tcp://127.0.0.1:{port}"]) == 0
 
     def start(self):
         argv = ["nats-server", "-c", f"{self.directory}/nats.conf"]
@@ -116,13 +120,13 @@ def nats(tmp_path):
 
 
 class Monitor:
-    """A process with `roots`; more flags and environment as given."""
+    """A process with `roots`; more flags and environment as given, `within` a command that runs another."""
 
-    def __init__(self, roots, nats, directory, name, *flags, **environment):
+    def __init__(self, roots, nats, directory, name, *flags, within=(), **environment):
         self.roots, self.nats = roots, nats
         self.socket = f"unix://{directory}/{name}.sock"
         credentials = credentials_path(SERVICE_FS_MONITOR, nats.directory)
-        argv = [sys.executable, "-m", "enclavekit_fs_monitor", *(f"--directory={root}" for root in roots)]
+        argv = [*within, sys.executable, "-m", "enclavekit_fs_monitor", *(f"--directory={root}" for root in roots)]
         argv += ["--nats-url", nats.url, "--credentials", credentials, "--socket", self.socket, *flags]
         self.ignore = directory / "ignore"
         if not any(flag.startswith("--ignore-file") for flag in flags):
@@ -169,14 +173,8 @@ class Monitor:
         assert done.returncode == expect, done.stderr
         return json.loads(done.stdout) if "--json" in words and expect == 0 else done.stdout or done.stderr
 
-    def status(self, *, until=lambda status: True):
-        """Return what it says about itself once `until` holds."""
-        deadline_s = time.monotonic() + TIMEOUT_S
-        while True:
-            status = control_client.ask(self.socket, "/status")
-            if until(status):
-                return status
-            assert time.monotonic() < deadline_s, status
+    def status(self):
+        return control_client.ask(self.socket, "/status")
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
@@ -203,8 +201,8 @@ def start_monitor(tree, nats, tmp_path):
     """Start one on `tree`, or on the roots that are given."""
     monitors = []
 
-    def start(*flags, roots=None, **environment):
-        started = Monitor(roots or [tree], nats, tmp_path, f"monitor{len(monitors)}", *flags, **environment)
+    def start(*flags, roots=None, **more):
+        started = Monitor(roots or [tree], nats, tmp_path, f"monitor{len(monitors)}", *flags, **more)
         monitors.append(started)
         return started
 
@@ -220,3 +218,26 @@ def monitor(start_monitor, tree):
     started = start_monitor()
     started.agrees()
     return started
+
+
+@contextlib.contextmanager
+def short_event_queues(limit=16):
+    """Inotify instances that are made meanwhile hold so many events; skips where that cannot be set.
+
+    The limit is the machine's, so it is held for as long as one process needs to start, and by one test at a time.
+    """
+    try:
+        with open(MAX_QUEUED_EVENTS, "r+") as setting, open(os.path.join(tempfile.gettempdir(), LOCK), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = setting.read()
+            setting.seek(0)
+            setting.write(f"{limit}\n")
+            setting.flush()
+            try:
+                yield
+            finally:
+                setting.seek(0)
+                setting.write(before)
+                setting.flush()
+    except PermissionError as exc:
+        pytest.skip(f"cannot set fs.inotify.max_queued_events: {exc.strerror}")

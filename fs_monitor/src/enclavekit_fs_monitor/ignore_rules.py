@@ -63,7 +63,7 @@ def _parse_line(line: str, root: str) -> GitIgnoreSpecPattern:
     if root == "/" or not glob.startswith(f"{root}/"):
         return GitIgnoreSpecPattern(line)
     regex = "".join(_translate(found[0]) for found in _GLOB.finditer(glob[len(root) + 1 :]))
-    return GitIgnoreSpecPattern(re.compile(f"(?s:{regex})(?:/.*)?\\Z"), include=not line.startswith("!"))
+    return GitIgnoreSpecPattern(re.compile(f"\\A(?s:{regex})(?:/.*)?\\Z"), include=not line.startswith("!"))
 
 
 def _translate(part: str) -> str:

@@ -43,6 +43,7 @@ class Waiting:
         since_s = self._due[path][1] if path in self._due else now_s
         if attempts:
             due_s = now_s + min(self._patience.settle_s * 2 ** min(attempts - 1, MAX_DOUBLINGS), MAX_PAUSE_S)
+            since_s = due_s  # a close within this pause gets its whole quiet time
         else:
             pause_s = self._patience.quiet_s if happening is Happening.CLOSE else self._patience.settle_s
             due_s = max(now_s, min(now_s + pause_s, since_s + max(MAX_PUT_OFF_S, pause_s)))
