@@ -19,6 +19,7 @@ from enclavekit_core import bus_setup
 from enclavekit_core.bus import BUCKET_HASHES, BUCKET_RECORDS, SERVICE_FS_MONITOR, path_of_key
 from enclavekit_core.bus_connection import Bus, follow, load_credentials
 from enclavekit_core.bus_setup import credentials_path
+from enclavekit_core.errors import TransportError
 from enclavekit_core.file_record import decode_record
 from enclavekit_fs_monitor import control_client
 
@@ -172,6 +173,13 @@ class Monitor:
         done = subprocess.run(argv, capture_output=True, timeout=TIMEOUT_S)
         assert done.returncode == expect, done.stderr
         return json.loads(done.stdout) if "--json" in words and expect == 0 else done.stdout or done.stderr
+
+    def until_answers(self):
+        """Return once it is asked and answers: by then it has everything that it needs from the kernel."""
+        while True:
+            assert self.process.poll() is None
+            with contextlib.suppress(TransportError):
+                return self.status()
 
     def status(self):
         return control_client.ask(self.socket, "/status")

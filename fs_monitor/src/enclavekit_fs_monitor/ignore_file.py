@@ -11,6 +11,16 @@ from enclavekit_fs_monitor import inotify_events as kernel
 from enclavekit_fs_monitor.ignore_rules import MAX_FILE_BYTES
 from enclavekit_fs_monitor.inotify import Inotify
 
+# not IN_MODIFY: whoever writes it anew begins by emptying it
+COMPLETE = (
+    kernel.IN_CLOSE_WRITE
+    | kernel.IN_CREATE
+    | kernel.IN_DELETE
+    | kernel.IN_MOVED_FROM
+    | kernel.IN_MOVED_TO
+    | kernel.IN_Q_OVERFLOW
+)
+
 
 class IgnoreFile:
     """`fd` is readable after something happened in the file's directory; then `has_changed` tells."""
@@ -18,6 +28,7 @@ class IgnoreFile:
     def __init__(self, path: str) -> None:
         """Raises ConfigError if it is there and cannot be read, DeviceError without inotify."""
         self.path = os.path.abspath(path)
+        self._name = os.fsencode(os.path.basename(self.path))
         self._inotify = Inotify()
         self.fd = self._inotify.fd
         self._watch()
@@ -26,9 +37,12 @@ class IgnoreFile:
 
     def has_changed(self) -> bool:
         """Read what happened, and the file again; return whether `text` is another now. Raises ConfigError."""
-        for event in self._inotify.read():
-            if event.mask & (kernel.SELF | kernel.IN_IGNORED):
-                self._watch()
+        events = self._inotify.read()
+        if any(event.mask & (kernel.SELF | kernel.IN_IGNORED) for event in events):
+            self._watch()
+        # of everything else in its directory our own log may be a part
+        elif not any(event.mask & COMPLETE and event.name in (self._name, b"") for event in events):
+            return False
         before, self.text = self.text, self._read()
         return self.text != before
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -217,7 +217,7 @@ class Publisher:
 
     async def _write_batch(self) -> None:
         batch = {path: self._wanted[path] for path in list(self._wanted)[:MAX_BATCH]}
-        acks: list[Awaitable[PubAck]] = []
+        acks: list[asyncio.Future[PubAck]] = []
         places: list[tuple[str, str]] = []
         try:
             for path, state in batch.items():
@@ -225,10 +225,13 @@ class Publisher:
                 for name in self._buckets.names:
                     acks.append(await self._send(name, key, state))
                     places.append((name, key))
-            answers = await asyncio.wait_for(asyncio.gather(*acks), REQUEST_TIMEOUT_S)
+            _, unanswered = await asyncio.wait(acks, timeout=REQUEST_TIMEOUT_S)
+            if unanswered:
+                raise TimeoutError("the bus does not answer")
+            answers = [ack.result() for ack in acks]
         finally:
             for ack in acks:
-                ack.cancel()  # type: ignore[attr-defined]  # they are futures; done ones do not mind
+                ack.cancel()  # done ones do not mind
         now_s = time.monotonic()
         per_path = len(self._buckets.names)
         for index, (path, state) in enumerate(batch.items()):
@@ -244,7 +247,7 @@ class Publisher:
                 del self._wanted[path]
                 self._acknowledge(path)
 
-    async def _send(self, bucket: str, key: str, state: tuple[bytes, int] | None) -> Awaitable[PubAck]:
+    async def _send(self, bucket: str, key: str, state: tuple[bytes, int] | None) -> asyncio.Future[PubAck]:
         assert self._stream is not None
         subject = f"$KV.{bucket}.{key}"
         if state is None:

@@ -213,8 +213,8 @@ class Monitor:
                 for root, rules in zip(self.roots, texts, strict=True):
                     root.tree.rules = rules
                     root.want_scan()
+                self.ignore_error = ""
                 log.info("read the ignore file again", patterns=self.roots[0].tree.rules.count)
-            self.ignore_error = ""
         except ConfigError as exc:
             log.error("cannot use the ignore file, going on with what it said before", cause=str(exc))
             self.ignore_error = str(exc)

@@ -133,7 +133,10 @@ class Bus:
         """Disconnect; what was published is flushed before."""
         self._closing = True
         if self._client is not None:
-            await self._client.close()
+            try:
+                await self._client.close()
+            except OSError:
+                pass  # the server went before we did: there is nothing left to close
 
     async def _report(self, exc: Exception) -> None:
         cause = str(exc) or repr(exc)
