@@ -61,7 +61,7 @@ class Churn:
     def exchange_type(self):
         path = self.path()
         shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
-        self.chosen.choice([os.mkdir, os.mkfifo, lambda name: os.symlink("a", name)])(path)
+        self.chosen.choice([os.mkdir, lambda name: os.symlink("a", name)])(path)
 
     def link(self):
         os.link(self.path(), self.path())

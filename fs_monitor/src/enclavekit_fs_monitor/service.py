@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from enclavekit_core.aio import end_tasks
 from enclavekit_core.bus import SERVICE_FS_MONITOR
 from enclavekit_core.bus_connection import Bus, load_credentials
 from enclavekit_core.errors import ConfigError
@@ -87,7 +88,7 @@ class Monitor:
             loop.remove_reader(self.ignore_file.fd)
             if self._timer is not None:
                 self._timer.cancel()
-            await _cancel([*watching, *working, stopping])
+            await end_tasks([*watching, *working, stopping])
             for server in servers:
                 await loop.run_in_executor(None, server.close)
             await self.bus.close()
@@ -101,7 +102,7 @@ class Monitor:
     async def _flush(self, watching: list[asyncio.Future[Any]]) -> None:
         """Take the last events, hash what waits for its quiet time, and publish everything."""
         readiness.notify("STOPPING=1")
-        await _cancel(watching)
+        await end_tasks(watching)
         for root in self.roots:
             await root.finish()
         self._perform(self.tracker.take_due(time.monotonic() + self.config.quiet_s + self.config.settle_s))
@@ -241,10 +242,3 @@ def _is_file(handle: int) -> bool:
         return stat.S_ISREG(os.fstat(handle).st_mode)
     except OSError:
         return False
-
-
-async def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    tasks = list(tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
