@@ -17,6 +17,8 @@ WORLD = {"socket", "asyncio", "os", "subprocess", "time", "logging", "select", "
 PURE = [
     "libs/core/src/enclavekit_core/address.py",
     "libs/core/src/enclavekit_core/bus_config.py",
+    "libs/core/src/enclavekit_core/file_record.py",
+    "libs/core/src/enclavekit_core/tree_digest.py",
     "libs/core/src/enclavekit_core/split_files.py",
     "libs/core/src/enclavekit_core/nitro_errors.py",
     "libs/eif/src/enclavekit_eif/crc.py",
@@ -60,6 +62,9 @@ PURE = [
     "fs_monitor/src/enclavekit_fs_monitor/file_state.py",
     "fs_monitor/src/enclavekit_fs_monitor/tracker.py",
     "fs_monitor/src/enclavekit_fs_monitor/hash_queue.py",
+    "fs_monitor/src/enclavekit_fs_monitor/ignore_rules.py",
+    "fs_monitor/src/enclavekit_fs_monitor/metrics.py",
+    "fs_monitor/src/enclavekit_fs_monitor/mount_table.py",
     "enclave_init/src/enclavekit_enclave_init/boot_plan.py",
     "enclave_init/src/enclavekit_enclave_init/events.py",
     "pf_proxy/src/enclavekit_pf_proxy/half_close.py",

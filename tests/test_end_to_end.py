@@ -163,6 +163,29 @@ def test_client_talks_to_the_enclave_only_when_it_proves_itself(shell, enclave, 
         assert refusal_of(caught.value).what == "PCRs"
 
 
+def test_file_is_attested_before_anybody_asks(shell, enclave, ra):
+    """Copied in, and nothing else done: the document about it is older than one that is asked for only then."""
+    curl = ["curl", "-sSfk", "--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    before = shell.json(*curl, f"{ra}/health")["attested_ahead"]
+    (shell.directory / "ahead.bin").write_bytes(DATA)
+    shell.run(*enclave.pipeline("cp", "ahead.bin", f"{enclave.cid}:/data/ahead.bin"))
+    while shell.json(*curl, f"{ra}/health")["attested_ahead"] == before:
+        pass
+
+    def timestamp(query):
+        document = shell.json(*curl, f"{ra}/doc/?path=/data/ahead.bin&{query}")["att_doc"]
+        return int(document["payload"]["timestamp"])
+
+    now = timestamp(f"nonce={secrets.token_hex(20)}")
+    assert timestamp("") < now
+
+
+def test_monitor_in_the_enclave_becomes_ready(enclave):
+    argv = enclave.pipeline("exec", "--system", enclave.cid, "--", "fs-monitor", "status", "--wait", "--json")
+    status = enclave.shell.json(*argv)
+    assert status["ready"] and status["roots"][0]["path"] == "/data"
+
+
 def test_live_evidence_is_held_against_a_rebuilt_image(shell, enclave, ra):
     evidence = fetch_evidence(shell, ra, secrets.token_hex(32))
     app = ["--rootfs", "notes.rootfs", "--config", NOTES / "enclave.yaml", "--authorize", "keys/alice.crt:all"]
