@@ -41,7 +41,7 @@ def signal_session(leader: int, number: int) -> None:
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
-    signalled: set[int] = set()
+    signalled = {leader}  # which leads its own group, always: setpgid(2) does not let it leave
     for _ in range(MAX_ROUNDS):
         found = {pid for pid in _processes() if pid not in signalled and _session_of(pid) == leader}
         if not found:
