@@ -13,6 +13,7 @@ from typing import Any
 
 from enclavekit_core.errors import InputError, describe_cause
 
+from enclavekit_pipeline.enclave.ending import wait_unreaped
 from enclavekit_pipeline.enclave.pipes import OutputPipe
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.workplace import Workplace
@@ -44,7 +45,7 @@ async def run_command(command: str, place: Workplace, gone: asyncio.Future[bytes
                 for _, write in pipes:
                     os.close(write)
             collecting = [asyncio.create_task(collect(pipe)) for pipe in outputs]
-            ended = asyncio.ensure_future(place.in_thread(wait, process))
+            ended = asyncio.create_task(wait_unreaped(process.pid, place))
             try:
                 waiting: set[asyncio.Future[Any]] = {ended, gone}
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -60,6 +61,7 @@ async def run_command(command: str, place: Workplace, gone: asyncio.Future[bytes
                     task.cancel()
                 await asyncio.gather(*collecting, return_exceptions=True)
                 await end(process, place)
+                ended.cancel()
         finally:
             for pipe in outputs:
                 pipe.close()
@@ -75,9 +77,8 @@ async def run_in_background(command: str, place: Workplace, started: asyncio.Fut
             started.set_exception(exc)
             return
         started.set_result(None)
-        ended = asyncio.ensure_future(place.in_thread(wait, process))
         try:
-            await asyncio.wait({ended})
+            await wait_unreaped(process.pid, place)
         finally:
             await end(process, place)
 
@@ -118,12 +119,6 @@ async def collect(pipe: OutputPipe) -> bytes:
         kept += data[:room]
         dropped = dropped or len(data) > room
     return bytes(kept) + (CUT if dropped else b"")
-
-
-def wait(process: subprocess.Popen[bytes]) -> None:
-    """Block until the process has ended, and leave it unreaped: its number stays ours."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
