@@ -12,15 +12,17 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from enclavekit_core.errors import EnclavekitError, describe_cause
 
 from enclavekit_enclave_init import events as ev
 from enclavekit_enclave_init.console import Console
 from enclavekit_enclave_init.journal import Journal
+from enclavekit_enclave_init.logs.hub import LogHub
+from enclavekit_enclave_init.logs.records import STDERR, STDOUT
 from enclavekit_enclave_init.mounts import bind_unit_paths
-from enclavekit_enclave_init.output import LineSplitter, LogFile
+from enclavekit_enclave_init.output import LineSplitter
 from enclavekit_enclave_init.sessions import kill_session, signal_group
 from enclavekit_enclave_init.spawn import MAX_FAILURE_BYTES, STATUS_CANNOT_RUN, spawn
 from enclavekit_enclave_init.supervisor import Supervisor
@@ -43,8 +45,8 @@ class _Process:
 class _Stream:
     """One output pipe of a unit; outlives the main process if others hold its other end."""
 
-    def __init__(self, name: str, fd: int) -> None:
-        self.name, self.fd = name, fd
+    def __init__(self, name: str, fd: int, kind: str) -> None:
+        self.name, self.fd, self.kind = name, fd, kind
         self.splitter = LineSplitter()
 
 
@@ -57,7 +59,7 @@ class EventLoop:
         units: Iterable[Unit],
         *,
         base_environment: Sequence[tuple[str, str]],
-        open_log: Callable[[str], LogFile],
+        hub: LogHub,
         console: Console,
         journal: Journal,
         may_mount: bool,
@@ -66,7 +68,7 @@ class EventLoop:
         self._supervisor = supervisor
         self._units = {unit.name: unit for unit in units}
         self._base_environment = base_environment
-        self._logs = {name: open_log(name) for name in self._units}
+        self._hub = hub
         self._console, self._journal, self._may_mount = console, journal, may_mount
         self._by_pid: dict[int, _Process] = {}
         self._by_unit: dict[str, _Process] = {}
@@ -212,8 +214,8 @@ class EventLoop:
         process = _Process(unit, child.pid, child.failure_fd)
         self._by_pid[child.pid] = self._by_unit[name] = process
         self._selector.register(child.failure_fd, selectors.EVENT_READ, lambda: self._on_failure_pipe(process))
-        for fd in (child.stdout_fd, child.stderr_fd):
-            stream = _Stream(name, fd)
+        for fd, kind in ((child.stdout_fd, STDOUT), (child.stderr_fd, STDERR)):
+            stream = _Stream(name, fd, kind)
             self._streams[name].append(stream)
             self._selector.register(fd, selectors.EVENT_READ, lambda stream=stream: self._read_stream(stream))
         return None
@@ -238,10 +240,8 @@ class EventLoop:
             self._drain_streams(name)
             for stream in list(streams):
                 self._close_stream(stream)
-        for name, log in self._logs.items():
-            if log.lost_lines:
-                self._journal(f"{log.lost_lines} lines of {name} could not be written to {log.path}")
-            log.close()
+        for name, count in self._hub.lost_lines.items():
+            self._journal(f"{count} lines of {name} could not be written to its log")
         self._outcome = outcome
 
     # output ---------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ class EventLoop:
         if not data:
             self._close_stream(stream)
             return False
-        self._emit(stream.name, stream.splitter.feed(data))
+        self._hub.write(stream.name, stream.kind, stream.splitter.feed(data))
         return len(data) == READ_BYTES
 
     def _drain_streams(self, name: str) -> None:
@@ -267,12 +267,7 @@ class EventLoop:
     def _close_stream(self, stream: _Stream) -> None:
         self._streams[stream.name].remove(stream)
         self._close(stream.fd)
-        self._emit(stream.name, stream.splitter.feed_eof())
-
-    def _emit(self, name: str, lines: list[bytes]) -> None:
-        if lines:
-            self._logs[name].write_lines(lines, time.time())
-            self._console.write_lines(name, lines)
+        self._hub.write(stream.name, stream.kind, stream.splitter.feed_eof())
 
     def _on_console_backlog(self, fd: int, waiting: bool) -> None:
         if waiting:

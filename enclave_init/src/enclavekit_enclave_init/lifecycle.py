@@ -21,11 +21,11 @@ from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.execute import read_mounted, run_operations
 from enclavekit_enclave_init.join import read_file_list
-from enclavekit_enclave_init.journal import NAME, Journal
+from enclavekit_enclave_init.journal import Journal
 from enclavekit_enclave_init.kernel_features import describe_missing
+from enclavekit_enclave_init.logs.hub import LogHub
 from enclavekit_enclave_init.nsm_relay import read_nsm_port
 from enclavekit_enclave_init.ordering import plan_start
-from enclavekit_enclave_init.output import LogFile
 from enclavekit_enclave_init.report import send_report
 from enclavekit_enclave_init.supervisor import Supervisor
 from enclavekit_enclave_init.unit_files import read_config, read_units
@@ -42,7 +42,8 @@ class Enclave:
 
     def __init__(self) -> None:
         self.console = Console(CONSOLE_FD)
-        self.journal = Journal(self.console)
+        self.hub = LogHub(self.console)
+        self.journal = Journal(self.hub)
         self.config = InitConfig()
         self.owns_machine = False
 
@@ -119,16 +120,13 @@ def supervise(
     may_mount: bool,
 ) -> Outcome:
     """Run the units until everything has stopped."""
-
-    def open_log(name: str) -> LogFile:
-        return LogFile(os.path.join(config.log_dir, f"{name}.log"), config.max_log_size, config.max_log_files)
-
-    journal.keep_in(open_log(NAME))
+    journal.hub.configure(config.logs)
+    journal.hub.keep_files(config.log_dir, config.max_log_size, config.max_log_files)
     loop = EventLoop(
         supervisor,
         [unit for unit in units if unit.enabled],
         base_environment=config.environment,
-        open_log=open_log,
+        hub=journal.hub,
         console=console,
         journal=journal,
         may_mount=may_mount,
@@ -159,7 +157,7 @@ def run_insecure_not_pid1(config_path: str | None, service_dir: str | None, log_
     """Run units as an ordinary process: no mounts, no heartbeat, no report, no reboot. Returns the exit code."""
     config = InitConfig() if config_path is None else read_config(config_path, required=True)
     console = Console(CONSOLE_FD)
-    journal = Journal(console)
+    journal = Journal(LogHub(console))
     own_descriptors()
     units = read_units(service_dir or config.service_dir)
     supervisor = prepare_supervisor(units, journal)
