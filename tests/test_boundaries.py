@@ -20,6 +20,7 @@ PURE = [
     "libs/core/src/enclavekit_core/file_record.py",
     "libs/core/src/enclavekit_core/tree_digest.py",
     "libs/core/src/enclavekit_core/split_files.py",
+    "libs/core/src/enclavekit_core/exit_report.py",
     "libs/core/src/enclavekit_core/nitro_errors.py",
     "libs/eif/src/enclavekit_eif/crc.py",
     "libs/eif/src/enclavekit_eif/detached.py",

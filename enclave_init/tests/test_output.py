@@ -6,10 +6,8 @@ import sys
 
 import pytest
 from enclavekit_enclave_init.console import MAX_BACKLOG_BYTES, Console
-from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.logs.records import Batch
 from enclavekit_enclave_init.output import MAX_LINE_BYTES, LineSplitter, LogFile
-from enclavekit_enclave_init.report import encode_report
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,19 +139,3 @@ def test_console_without_reader_is_silent():
     os.close(reader)
     console.write_lines("u", [b"x"] * 10)
     console.flush_for(0.1)
-
-
-@pytest.mark.parametrize(
-    ("outcome", "line"),
-    [
-        (Outcome("r", "app", 7), b'{"version":1,"unit":"app","exit_status":7,"signal":null,"reason":"r"}\n'),
-        (Outcome("r\n", None), b'{"version":1,"unit":null,"exit_status":null,"signal":null,"reason":"r\\n"}\n'),
-        (Outcome("r", "a", None, 9), b'{"version":1,"unit":"a","exit_status":null,"signal":9,"reason":"r"}\n'),
-    ],
-)
-def test_encode_report(outcome, line):
-    assert encode_report(outcome) == line
-
-
-def test_encode_report_is_bounded():
-    assert len(encode_report(Outcome("x" * 100_000))) < 1200

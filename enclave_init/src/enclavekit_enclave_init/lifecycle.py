@@ -26,7 +26,7 @@ from enclavekit_enclave_init.kernel_features import describe_missing
 from enclavekit_enclave_init.logs.hub import LogHub
 from enclavekit_enclave_init.nsm_relay import read_nsm_port
 from enclavekit_enclave_init.ordering import plan_start
-from enclavekit_enclave_init.report import send_report
+from enclavekit_enclave_init.report import BOOT, BUG, lines_for_parent, make_report, send_report
 from enclavekit_enclave_init.supervisor import Supervisor
 from enclavekit_enclave_init.unit_files import read_config, read_units
 from enclavekit_enclave_init.units import Unit
@@ -45,6 +45,7 @@ class Enclave:
         self.hub = LogHub(self.console)
         self.journal = Journal(self.hub)
         self.config = InitConfig()
+        self.began_s = time.monotonic()
         self.owns_machine = False
 
     def boot_and_run(self) -> Outcome:
@@ -73,12 +74,15 @@ class Enclave:
         self.journal(f"booted in {(time.monotonic() - began) * 1000:.0f} ms")
         return supervise(units, supervisor, self.config, self.console, self.journal, may_mount=True)
 
-    def report(self, outcome: Outcome) -> None:
-        """Tell the parent, if it listens."""
+    def report(self, outcome: Outcome, failed: str = "") -> None:
+        """Tell the parent, if it listens; `failed` as in `make_report`."""
         parent = self.config.vsock
         if parent.enabled:
+            lines = lines_for_parent(self.hub, self.config.logs)
+            uptime_s = time.monotonic() - self.began_s
+            report = make_report(outcome, oom=False, uptime_s=uptime_s, lines=lines, failed=failed)
             try:
-                send_report(outcome, parent.cid, parent.report_port, min(parent.timeout_s, LAST_WORDS_S))
+                send_report(report, parent.cid, parent.report_port, min(parent.timeout_s, LAST_WORDS_S))
             except EnclavekitError as exc:
                 self.journal(f"{exc} (the end is not reported)")
 
@@ -137,18 +141,18 @@ def supervise(
 def run_as_pid1() -> NoReturn:
     """Be the enclave's init. Never returns; whatever happens, the enclave ends in an orderly way and says why."""
     own_descriptors()
-    enclave = Enclave()
+    enclave, failed = Enclave(), ""
     try:
         outcome = enclave.boot_and_run()
         status = outcome.process_status
     except EnclavekitError as exc:
         enclave.journal(f"the boot has failed: {exc}")
-        outcome, status = Outcome(f"the boot has failed: {exc}"), exc.exit_code
+        outcome, status, failed = Outcome(f"the boot has failed: {exc}"), exc.exit_code, BOOT
     except BaseException as exc:
         # a bug of ours, or no memory: PID 1 must not just vanish, the kernel would panic without a word
         enclave.journal("".join(traceback.format_exception(exc)).rstrip())
-        outcome, status = Outcome(f"PID 1 has failed: {type(exc).__name__}: {exc}"), EXIT_BUG
-    enclave.report(outcome)
+        outcome, status, failed = Outcome(f"PID 1 has failed: {type(exc).__name__}: {exc}"), EXIT_BUG, BUG
+    enclave.report(outcome, failed)
     enclave.journal(f"the enclave ends: {outcome.reason}")
     enclave.power_off(status)
 
