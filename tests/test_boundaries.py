@@ -79,6 +79,8 @@ PURE = [
     "pf_proxy/src/enclavekit_pf_proxy/half_close.py",
     "enclave_init/src/enclavekit_enclave_init/units.py",
     "enclave_init/src/enclavekit_enclave_init/supervisor.py",
+    "enclave_init/src/enclavekit_enclave_init/operations.py",
+    "enclave_init/src/enclavekit_enclave_init/unit_state.py",
     "enclave_init/src/enclavekit_enclave_init/ordering.py",
     "rbuilds/src/enclavekit_rbuilds/app/tree.py",
     "rbuilds/src/enclavekit_rbuilds/app/image_config.py",

@@ -58,7 +58,7 @@ class Enclave:
         self.owns_machine = boot_plan.owns_machine(mounted)
         run_operations(boot_plan.plan_machine(mounted), self.journal, lambda: self.console.attach(CONSOLE_FD))
         self.config = read_config(CONFIG_PATH, required=False)
-        units = read_units(self.config.service_dir)
+        units = read_units(self.config.service_dir, self.journal)
         supervisor = prepare_supervisor(units, self.journal)
         system = boot_plan.plan_system(
             self.config,
@@ -72,7 +72,7 @@ class Enclave:
             for line in describe_missing():
                 self.journal(line)
         self.journal(f"booted in {(time.monotonic() - began) * 1000:.0f} ms")
-        return supervise(units, supervisor, self.config, self.console, self.journal, may_mount=True)
+        return supervise(supervisor, self.config, self.console, self.journal, may_mount=True)
 
     def report(self, outcome: Outcome, failed: str = "") -> None:
         """Tell the parent, if it listens; `failed` as in `make_report`."""
@@ -115,7 +115,6 @@ def prepare_supervisor(units: list[Unit], journal: Journal) -> Supervisor:
 
 
 def supervise(
-    units: list[Unit],
     supervisor: Supervisor,
     config: InitConfig,
     console: Console,
@@ -128,7 +127,6 @@ def supervise(
     journal.hub.keep_files(config.log_dir, config.max_log_size, config.max_log_files)
     loop = EventLoop(
         supervisor,
-        [unit for unit in units if unit.enabled],
         base_environment=config.environment,
         hub=journal.hub,
         console=console,
@@ -169,7 +167,7 @@ def run_insecure_not_pid1(config_path: str | None, service_dir: str | None, log_
     config = InitConfig(**settings)
     run_operations([boot_plan.MakeDirectory(config.log_dir, 0o755)], journal, lambda: None)
     syscalls.become_subreaper()
-    outcome = supervise(units, supervisor, config, console, journal, may_mount=False)
+    outcome = supervise(supervisor, config, console, journal, may_mount=False)
     journal(f"ends: {outcome.reason}")
     console.flush_for(LAST_WORDS_S)
     return outcome.process_status
