@@ -46,7 +46,7 @@ PURE = [
     "pipeline/src/enclavekit_pipeline/wire/exec_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/job_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/copy_messages.py",
-    "pipeline/src/enclavekit_pipeline/enclave/seccomp.py",
+    "libs/core/src/enclavekit_core/seccomp.py",
     "pipeline/src/enclavekit_pipeline/wire/forward_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/legacy_slc.py",
     "pipeline/src/enclavekit_pipeline/wire/requests.py",
