@@ -21,12 +21,12 @@ from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.execute import read_mounted, run_operations
 from enclavekit_enclave_init.join import read_file_list
-from enclavekit_enclave_init.journal import NAME, Journal
+from enclavekit_enclave_init.journal import Journal
 from enclavekit_enclave_init.kernel_features import describe_missing
+from enclavekit_enclave_init.logs.hub import LogHub
 from enclavekit_enclave_init.nsm_relay import read_nsm_port
 from enclavekit_enclave_init.ordering import plan_start
-from enclavekit_enclave_init.output import LogFile
-from enclavekit_enclave_init.report import send_report
+from enclavekit_enclave_init.report import BOOT, BUG, lines_for_parent, make_report, send_report
 from enclavekit_enclave_init.supervisor import Supervisor
 from enclavekit_enclave_init.unit_files import read_config, read_units
 from enclavekit_enclave_init.units import Unit
@@ -42,8 +42,10 @@ class Enclave:
 
     def __init__(self) -> None:
         self.console = Console(CONSOLE_FD)
-        self.journal = Journal(self.console)
+        self.hub = LogHub(self.console)
+        self.journal = Journal(self.hub)
         self.config = InitConfig()
+        self.began_s = time.monotonic()
         self.owns_machine = False
 
     def boot_and_run(self) -> Outcome:
@@ -56,7 +58,7 @@ class Enclave:
         self.owns_machine = boot_plan.owns_machine(mounted)
         run_operations(boot_plan.plan_machine(mounted), self.journal, lambda: self.console.attach(CONSOLE_FD))
         self.config = read_config(CONFIG_PATH, required=False)
-        units = read_units(self.config.service_dir)
+        units = read_units(self.config.service_dir, self.journal)
         supervisor = prepare_supervisor(units, self.journal)
         system = boot_plan.plan_system(
             self.config,
@@ -70,14 +72,17 @@ class Enclave:
             for line in describe_missing():
                 self.journal(line)
         self.journal(f"booted in {(time.monotonic() - began) * 1000:.0f} ms")
-        return supervise(units, supervisor, self.config, self.console, self.journal, may_mount=True)
+        return supervise(supervisor, self.config, self.console, self.journal, may_mount=True)
 
-    def report(self, outcome: Outcome) -> None:
-        """Tell the parent, if it listens."""
+    def report(self, outcome: Outcome, failed: str = "") -> None:
+        """Tell the parent, if it listens; `failed` as in `make_report`."""
         parent = self.config.vsock
         if parent.enabled:
+            lines = lines_for_parent(self.hub, self.config.logs)
+            uptime_s = time.monotonic() - self.began_s
+            report = make_report(outcome, oom=False, uptime_s=uptime_s, lines=lines, failed=failed)
             try:
-                send_report(outcome, parent.cid, parent.report_port, min(parent.timeout_s, LAST_WORDS_S))
+                send_report(report, parent.cid, parent.report_port, min(parent.timeout_s, LAST_WORDS_S))
             except EnclavekitError as exc:
                 self.journal(f"{exc} (the end is not reported)")
 
@@ -110,7 +115,6 @@ def prepare_supervisor(units: list[Unit], journal: Journal) -> Supervisor:
 
 
 def supervise(
-    units: list[Unit],
     supervisor: Supervisor,
     config: InitConfig,
     console: Console,
@@ -119,16 +123,12 @@ def supervise(
     may_mount: bool,
 ) -> Outcome:
     """Run the units until everything has stopped."""
-
-    def open_log(name: str) -> LogFile:
-        return LogFile(os.path.join(config.log_dir, f"{name}.log"), config.max_log_size, config.max_log_files)
-
-    journal.keep_in(open_log(NAME))
+    journal.hub.configure(config.logs)
+    journal.hub.keep_files(config.log_dir, config.max_log_size, config.max_log_files)
     loop = EventLoop(
         supervisor,
-        [unit for unit in units if unit.enabled],
         base_environment=config.environment,
-        open_log=open_log,
+        hub=journal.hub,
         console=console,
         journal=journal,
         may_mount=may_mount,
@@ -139,18 +139,18 @@ def supervise(
 def run_as_pid1() -> NoReturn:
     """Be the enclave's init. Never returns; whatever happens, the enclave ends in an orderly way and says why."""
     own_descriptors()
-    enclave = Enclave()
+    enclave, failed = Enclave(), ""
     try:
         outcome = enclave.boot_and_run()
         status = outcome.process_status
     except EnclavekitError as exc:
         enclave.journal(f"the boot has failed: {exc}")
-        outcome, status = Outcome(f"the boot has failed: {exc}"), exc.exit_code
+        outcome, status, failed = Outcome(f"the boot has failed: {exc}"), exc.exit_code, BOOT
     except BaseException as exc:
         # a bug of ours, or no memory: PID 1 must not just vanish, the kernel would panic without a word
         enclave.journal("".join(traceback.format_exception(exc)).rstrip())
-        outcome, status = Outcome(f"PID 1 has failed: {type(exc).__name__}: {exc}"), EXIT_BUG
-    enclave.report(outcome)
+        outcome, status, failed = Outcome(f"PID 1 has failed: {type(exc).__name__}: {exc}"), EXIT_BUG, BUG
+    enclave.report(outcome, failed)
     enclave.journal(f"the enclave ends: {outcome.reason}")
     enclave.power_off(status)
 
@@ -159,7 +159,7 @@ def run_insecure_not_pid1(config_path: str | None, service_dir: str | None, log_
     """Run units as an ordinary process: no mounts, no heartbeat, no report, no reboot. Returns the exit code."""
     config = InitConfig() if config_path is None else read_config(config_path, required=True)
     console = Console(CONSOLE_FD)
-    journal = Journal(console)
+    journal = Journal(LogHub(console))
     own_descriptors()
     units = read_units(service_dir or config.service_dir)
     supervisor = prepare_supervisor(units, journal)
@@ -167,7 +167,7 @@ def run_insecure_not_pid1(config_path: str | None, service_dir: str | None, log_
     config = InitConfig(**settings)
     run_operations([boot_plan.MakeDirectory(config.log_dir, 0o755)], journal, lambda: None)
     syscalls.become_subreaper()
-    outcome = supervise(units, supervisor, config, console, journal, may_mount=False)
+    outcome = supervise(supervisor, config, console, journal, may_mount=False)
     journal(f"ends: {outcome.reason}")
     console.flush_for(LAST_WORDS_S)
     return outcome.process_status

@@ -23,6 +23,14 @@ def signal_group(leader: int, number: int) -> None:
         pass
 
 
+def signal_process(pid: int, number: int) -> None:
+    """Signal one process that has not been reaped."""
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
 def kill_session(leader: int) -> None:
     """SIGKILL every process of the session that `leader` leads."""
     signal_group(leader, signal.SIGKILL)

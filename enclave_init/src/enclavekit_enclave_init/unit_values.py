@@ -38,6 +38,14 @@ class EnvironmentFile:
     """A missing file is then no error."""
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command besides ExecStart."""
+
+    argv: tuple[str, ...]
+    ignores_failure: bool = False
+
+
 def normalize_name(text: str) -> str:
     """Return a unit's name without `.service`. Raises ValueError if it cannot be one."""
     name = text.removesuffix(".service")

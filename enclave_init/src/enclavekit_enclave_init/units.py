@@ -19,6 +19,7 @@ from enclavekit_core.errors import ConfigError
 
 from enclavekit_enclave_init.unit_values import (
     BindPath,
+    Command,
     EnvironmentFile,
     accept_one_of,
     normalize_name,
@@ -71,6 +72,25 @@ class Unit:
     powers_off: bool = False
     start_limit_burst: int = 10
     start_limit_interval_s: float = 60.0
+    notify: bool = False
+    wants: tuple[str, ...] = ()
+    binds_to: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    start_pre: tuple[Command, ...] = ()
+    start_post: tuple[Command, ...] = ()
+    stop_commands: tuple[Command, ...] = ()
+    reload_commands: tuple[Command, ...] = ()
+    start_timeout_s: float | None = None
+    """None: 90 s; no limit for oneshot."""
+    restart_max_delay_s: float = 60.0
+    success_statuses: tuple[int, ...] = ()
+    success_signals: tuple[int, ...] = ()
+    kill_mode: str = "control-group"
+    watchdog_s: float = 0.0
+    health_check: Command | None = None
+    health_interval_s: float = 30.0
+    health_timeout_s: float = 10.0
+    health_retries: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +206,17 @@ def find_key_line(text: str, key: str) -> int:
                 continue
             return number
     return 0
+
+
+def enable_text(text: str) -> str:
+    """Return a unit file's text with ServiceEnable set to true; unchanged if it does not say it."""
+    line = find_key_line(text, "ServiceEnable")
+    if not line:
+        return text
+    lines = text.splitlines(keepends=True)
+    ending = "\n" if lines[line - 1].endswith("\n") else ""
+    lines[line - 1] = f"ServiceEnable = true{ending}"
+    return "".join(lines)
 
 
 def split_toml_error(exc: Exception, text: str) -> tuple[str, int]:

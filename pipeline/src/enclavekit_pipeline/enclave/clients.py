@@ -36,8 +36,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from enclavekit_core.address import TcpAddress, parse_listed_address
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError, VerificationError
+from enclavekit_core.seccomp import PROFILES
 
-from enclavekit_pipeline.enclave.seccomp import PROFILES
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, ShellRequest
 from enclavekit_pipeline.wire.forward_messages import DialRequest, ForwardAddress, ListenRequest
