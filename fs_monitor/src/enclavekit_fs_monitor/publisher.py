@@ -139,8 +139,11 @@ class Publisher:
                 self._counters.bus_errors += 1
                 compared = False  # the server may have lost it, and what it did with the last batch is not known
                 self.idle.clear()
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, MAX_RETRY_S)
+                if self._bus.is_connected:
+                    await asyncio.sleep(delay_s)
+                    delay_s = min(2 * delay_s, MAX_RETRY_S)
+                else:
+                    await self._bus.changed.wait()
 
     async def _wait_for_work(self) -> None:
         due_s = self._tombstones.next_due_s()
