@@ -174,7 +174,10 @@ async def follow(bucket: KeyValue) -> AsyncGenerator[Entry | None]:
             yield None
         while True:
             try:
-                entry = await watcher.updates(None if listed else LISTING_QUIET_S)  # type: ignore[no-untyped-call]
+                if watcher._updates.empty():
+                    entry = await watcher.updates(None if listed else LISTING_QUIET_S)  # type: ignore[no-untyped-call]
+                else:  # a timer for each of a hundred thousand entries would take longer than the entries
+                    entry = watcher._updates.get_nowait()
             except TimeoutError:
                 if await _is_delivered(watcher, count):
                     newest = seen
