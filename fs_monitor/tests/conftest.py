@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 from enclavekit_core import bus_setup
@@ -183,6 +184,13 @@ class Monitor:
 
     def status(self):
         return control_client.ask(self.socket, "/status")
+
+    def until_status(self, accept):
+        """Return the first status that `accept` takes; each look waits for the one before it to have been answered."""
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while not accept(status := self.status()):
+            assert time.monotonic() < deadline_s, status
+        return status
 
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)

@@ -17,6 +17,11 @@ from enclavekit_core.tree_digest import NO_DIGEST, Kind, TreeEntry, digest_of_di
 from enclavekit_fs_monitor import control_client, hasher
 from enclavekit_fs_monitor.file_state import Happening
 from enclavekit_fs_monitor.hasher import LARGE_BYTES, Hasher
+from enclavekit_fs_monitor.ignore_rules import parse_rules
+from enclavekit_fs_monitor.inotify import Inotify
+from enclavekit_fs_monitor.root_watch import RootWatch
+from enclavekit_fs_monitor.tracker import Tracker
+from enclavekit_fs_monitor.watch_tree import WatchTree
 
 from .conftest import hashes_of
 
@@ -59,8 +64,7 @@ def test_bad_ignore_file_stops_the_start_but_not_the_service(tree, start_monitor
     monitor.agrees(lambda: expected)
     (tmp_path / "ignore").write_bytes(b"*.tmp\n[z-a]\n")
     (tree / "z.tmp").write_bytes(b"1")
-    while "line 2" not in monitor.status()["ignore"]["error"]:
-        pass
+    monitor.until_status(lambda status: "line 2" in status["ignore"]["error"])
     monitor.agrees(lambda: expected)
     other = start_monitor()
     assert other.process.wait(30) == 2
@@ -195,10 +199,8 @@ def test_readiness_waits_for_the_bus_and_is_told_to_the_supervisor(tree, nats, s
         notified.bind(str(tmp_path / "notify"))
         notified.settimeout(60)
         monitor = start_monitor(NOTIFY_SOCKET=str(tmp_path / "notify"))
-        status = monitor.until_answers()
-        while not status["files"]["closed"]:
-            status = monitor.status()
-        assert not status["ready"]
+        monitor.until_answers()
+        assert not monitor.until_status(lambda status: status["files"]["closed"])["ready"]
         assert monitor.command("status", expect=1).startswith(b"not ready")
         nats.start()
         assert notified.recv(100) == b"READY=1"
@@ -219,6 +221,33 @@ def test_stop_publishes_what_has_just_happened(tree, monitor):
         lambda hashes, records: hashes == expected and records.keys() == expected.keys(),
         lambda: "not all was published",
     )
+
+
+async def test_what_a_read_has_taken_when_the_stop_comes_is_not_lost(tree):
+    """The stop comes while the thread holds the events that it has just taken from the kernel."""
+    inotify, tracker, seen = Inotify(), Tracker(), []
+    watched = WatchTree(str(tree), inotify, parse_rules(b"", os.fsencode(tree), "ignore"))
+    root = RootWatch(watched, inotify, tracker, lambda sightings: seen.extend(s.path for s in sightings), 0.0)
+    running = asyncio.ensure_future(root.run())
+    await root.first_scan.wait()
+    taken, gate, read = asyncio.Event(), threading.Event(), watched.read
+    loop = asyncio.get_running_loop()
+
+    def read_slowly():
+        observations = read()
+        if observations:
+            loop.call_soon_threadsafe(taken.set)
+            gate.wait()
+        return observations
+
+    watched.read = read_slowly
+    (tree / "last").write_bytes(b"1")
+    await asyncio.wait_for(taken.wait(), 60)
+    root.stop()
+    gate.set()
+    await asyncio.wait_for(running, 60)
+    root.close()
+    assert os.fsencode(tree / "last") in seen
 
 
 def test_stop_without_a_bus_ends_all_the_same(tree, nats, monitor):

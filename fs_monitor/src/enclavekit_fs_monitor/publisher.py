@@ -73,6 +73,7 @@ class Publisher:
         """Set while all that was asked for is on the bus."""
         self._found: dict[bytes, dict[str, bytes]] = {}
         """What an earlier run left on the bus about files below roots that are still being scanned."""
+        self._has_written = False
         self._stream: JetStreamContext | None = None
         self._tombstones = Tombstones()
         self.last_error = ""
@@ -139,8 +140,11 @@ class Publisher:
                 self._counters.bus_errors += 1
                 compared = False  # the server may have lost it, and what it did with the last batch is not known
                 self.idle.clear()
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, MAX_RETRY_S)
+                if self._bus.is_connected:
+                    await asyncio.sleep(delay_s)
+                    delay_s = min(2 * delay_s, MAX_RETRY_S)
+                else:
+                    await self._bus.changed.wait()
 
     async def _wait_for_work(self) -> None:
         due_s = self._tombstones.next_due_s()
@@ -158,9 +162,10 @@ class Publisher:
     async def _compare(self) -> None:
         """Ask for whatever differs between the buckets and what is known."""
         self._found.clear()
+        agreed: list[dict[bytes, int]] = []
         for name in self._buckets.names:
             bucket = await self._bus.bucket(name, create=True, replicas=self._buckets.replicas)
-            seen: set[bytes] = set()
+            seen: dict[bytes, int] = {}
             changes = follow(bucket)
             try:
                 async for entry in changes:
@@ -173,16 +178,26 @@ class Publisher:
                         continue
                     if entry.value is None:
                         self._tombstones.add(name, entry.key, entry.revision, time.monotonic())
-                        seen.discard(path)
+                        seen.pop(path, None)
                     elif self._compare_one(name, path, entry.value):
-                        seen.add(path)
+                        seen[path] = self._tracker.generation_of(path)
             finally:
                 await changes.aclose()
             for path, record in self._tracker.closed():
                 if path not in seen and path not in self._wanted:
                     assert record.value is not None
                     self._want(path, (record.value, record.generation))
+            agreed.append(seen)
+        if not self._has_written:
+            self._drop_what_is_there(agreed)
         self.settle_found()
+
+    def _drop_what_is_there(self, agreed: list[dict[bytes, int]]) -> None:
+        """Of what was hashed while an earlier run's hashes were listed, much is on the bus already."""
+        for path, state in list(self._wanted.items()):
+            if state is not None and all(seen.get(path) == state[1] for seen in agreed):
+                del self._wanted[path]
+                self._acknowledge(path)
 
     def _compare_one(self, bucket: str, path: bytes, value: bytes) -> bool:
         """Return whether the bus has the state of `path`; ask for its deletion if it should not have any."""
@@ -216,6 +231,7 @@ class Publisher:
         return found == record_of(record.value, found.generation)  # an earlier run's generation: it only must not fall
 
     async def _write_batch(self) -> None:
+        self._has_written = True
         batch = {path: self._wanted[path] for path in list(self._wanted)[:MAX_BATCH]}
         acks: list[asyncio.Future[PubAck]] = []
         places: list[tuple[str, str]] = []

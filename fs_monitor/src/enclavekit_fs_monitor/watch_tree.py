@@ -65,6 +65,7 @@ class WatchTree:
         self._inotify = inotify
         self._watches = Watches(inotify)
         self._above: set[int] = set()
+        self._awaited: dict[int, bytes] = {}
         self.rules, self.excluded = rules, excluded
         """What is ignored; after either is changed, `scan`."""
         self.overflows = 0
@@ -79,11 +80,19 @@ class WatchTree:
         self._watches.begin_round()
         self._watch_above()
         yield from self._scan_from(self.root)
+        if not self.is_present:
+            self._await_root()
+            yield from self._scan_from(self.root)  # it may have come before that
         self._watches.end_round()
 
     @property
     def is_present(self) -> bool:
         return self.root in self._watches
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the root is not there, and an event will tell when it is back."""
+        return bool(self._awaited)
 
     @property
     def watches(self) -> int:
@@ -161,11 +170,14 @@ class WatchTree:
         if event.mask & kernel.IN_Q_OVERFLOW:
             self.overflows += 1
             return [SCAN_NEEDED]
+        if event.mask & kernel.APPEARS and self._awaited.get(event.wd) == event.name:
+            return [SCAN_NEEDED]
         about_root = event.wd in self._above
         paths = self._watches.paths_of(event.wd)
         if event.mask & kernel.IN_IGNORED:
             self._watches.forget(event.wd)
             self._above.discard(event.wd)
+            self._awaited.pop(event.wd, None)
             return [SCAN_NEEDED] if about_root or self.root in paths else []
         if about_root and event.mask & kernel.SELF:
             return [SCAN_NEEDED]
@@ -263,18 +275,48 @@ class WatchTree:
 
     def _watch_above(self) -> None:
         """Watch the directories that the root lies in: when one of them moves, so does the root, without a word."""
-        above = os.path.dirname(self.root)
-        while True:
+        awaited, self._awaited = self._awaited, {}
+        above = self.root
+        while above != b"/":
+            above = os.path.dirname(above)
             try:
                 handle = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError:
-                return  # the root is gone, and looked for until it is back
+                continue  # gone, and the root with it: see `_await_root`
             try:
-                self._above.add(self._inotify.add(handle, kernel.WATCH_ABOVE))
+                wd = self._inotify.add(handle, kernel.WATCH_ABOVE)
+                self._above.add(wd)
+                if wd in awaited and not self._watches.paths_of(wd):
+                    self._inotify.add(handle, kernel.WATCH_ABOVE & ~kernel.IN_MASK_ADD)  # names do not matter any more
             except OSError:
                 pass  # the limit of watches: the root's own watch will fail, too, and that is told
             finally:
                 os.close(handle)
-            if above == b"/":
-                return
-            above = os.path.dirname(above)
+
+    def _await_root(self) -> None:
+        """Watch the last directory on the way to the root that is there for the name that is missing in it."""
+        handle = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for name in [part for part in self.root.split(b"/") if part]:
+                following = _open_directory(name, handle)
+                if following is None:
+                    try:
+                        wd = self._inotify.add(handle, kernel.WATCH_RETURN)
+                    except OSError:
+                        return  # the limit of watches: it is looked for
+                    following = _open_directory(name, handle)
+                    if following is None:
+                        self._above.add(wd)
+                        self._awaited[wd] = name
+                        return
+                os.close(handle)
+                handle = following
+        finally:
+            os.close(handle)
+
+
+def _open_directory(name: bytes, directory: int) -> int | None:
+    try:
+        return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return None

@@ -113,8 +113,8 @@ class Handlers:
     async def health(self, request: web.Request) -> web.Response:
         """Whether the server answers; asks neither device nor bus."""
         bus = "off" if self._bus is None else "connected" if self._bus.is_connected else "disconnected"
-        counts = {"files_on_bus": self._known.on_bus, "attested_ahead": self._ahead.attested}
-        return json_response({"status": "ok", "bus": bus, **counts})
+        ahead = {"attested_ahead": self._ahead.attested, "to_attest": self._ahead.waiting}
+        return json_response({"status": "ok", "bus": bus, "files_on_bus": self._known.on_bus, **ahead})
 
     async def generate(self, request: web.Request) -> web.Response:
         """Begin to hash a file, or every file below a directory."""
