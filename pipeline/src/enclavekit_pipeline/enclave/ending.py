@@ -29,6 +29,14 @@ async def wait_unreaped(pid: int, place: Workplace) -> None:
         os.close(descriptor)
 
 
+def has_ended(pid: int) -> bool:
+    """Say whether a child has ended, or has been reaped."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    except ChildProcessError:
+        return True
+
+
 def _wait(pid: int) -> None:
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

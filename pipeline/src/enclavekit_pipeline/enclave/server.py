@@ -233,6 +233,8 @@ def listen(
     """
     logs.configure()
     use_one_arena()
+    if os.geteuid() == 0:
+        os.setgroups([])  # what acts as somebody else is to have only that one's rights
     clients = Clients.load(clients_path)
     if not os.path.isdir(root):
         log.warning("no app root: requests act on the framework's", root=root)
