@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from enclavekit_core.address import CID_PARENT, MAX_U32
 from enclavekit_core.errors import ConfigError
 
+from enclavekit_enclave_init.initctl.access import ControlConfig, parse_control_config
 from enclavekit_enclave_init.logs.config import LogConfig, parse_log_config
 
 CONFIG_PATH = "/etc/init.toml"
@@ -59,6 +60,7 @@ class InitConfig:
     """Table: given to every unit, below its own Environment."""
     vsock: ParentConfig = field(default_factory=ParentConfig)
     logs: LogConfig = field(default_factory=LogConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
 
 
 def parse_config(text: str, source: str) -> InitConfig:
@@ -73,6 +75,7 @@ def parse_config(text: str, source: str) -> InitConfig:
     parent = values.pop("vsock", {})
     environment = values.pop("environment", {})
     logs = values.pop("logs", {})
+    control = values.pop("control", {})
     if not isinstance(parent, dict):
         raise ConfigError(source, "vsock", "it must be a table")
     if not isinstance(environment, dict):
@@ -87,6 +90,7 @@ def parse_config(text: str, source: str) -> InitConfig:
         environment=tuple(environment.items()),
         vsock=ParentConfig(**checked_parent),  # type: ignore[arg-type]  # _check knows each key's type
         logs=parse_log_config(logs, source),
+        control=parse_control_config(control, source),
         **checked,  # type: ignore[arg-type]
     )
 

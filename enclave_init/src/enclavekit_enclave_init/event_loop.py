@@ -24,7 +24,7 @@ from enclavekit_enclave_init.mounts import bind_unit_paths
 from enclavekit_enclave_init.output import LineSplitter
 from enclavekit_enclave_init.reactor import READ, WRITE, Reactor, TimerHandle
 from enclavekit_enclave_init.sessions import kill_session, signal_group, signal_process
-from enclavekit_enclave_init.spawn import MAX_FAILURE_BYTES, STATUS_CANNOT_RUN, spawn
+from enclavekit_enclave_init.spawn import MAX_FAILURE_BYTES, STATUS_CANNOT_RUN, Child, spawn
 from enclavekit_enclave_init.supervisor import Supervisor
 from enclavekit_enclave_init.unit_state import UnitStatus
 from enclavekit_enclave_init.units import Unit
@@ -44,6 +44,9 @@ class _Process:
         self.unit, self.role, self.pid, self.failure_fd = unit, role, pid, failure_fd
         self.failure = b""
         self.dropped = False
+        self.on_started: Callable[[int], None] | None = None
+        self.on_ended: Callable[[int, ev.Ending], None] | None = None
+        """Set for what belongs to no unit: the supervisor knows nothing of it."""
 
 
 class _Stream:
@@ -161,7 +164,9 @@ class EventLoop:
             ending = ev.Ending(exit_status=info.si_status, failure=failure)
         else:
             ending = ev.Ending(signal=info.si_status, failure=failure)
-        if not process.dropped:
+        if process.on_ended is not None:
+            process.on_ended(process.pid, ending)
+        elif not process.dropped:
             self._handle(ev.Exited(name, ending) if role is None else ev.CommandExited(name, role, ending))
 
     def _set_timer(self, name: str, timer: ev.Timer, delay_s: float) -> None:
@@ -248,12 +253,31 @@ class EventLoop:
             self._journal(f"{name} starts as pid {child.pid}")
         process = _Process(unit, role, child.pid, child.failure_fd)
         self._by_pid[child.pid] = self._by_unit[name, role] = process
+        self._watch_child(process, child)
+        return None
+
+    def _watch_child(self, process: _Process, child: Child) -> None:
         self.reactor.watch(child.failure_fd, READ, lambda: self._on_failure_pipe(process))
+        streams = self._streams.setdefault(process.unit.name, [])
         for kind, fd in ((STDOUT, child.stdout_fd), (STDERR, child.stderr_fd)):
-            stream = _Stream(name, kind, fd)
+            stream = _Stream(process.unit.name, kind, fd)
             streams.append(stream)
             self.reactor.watch(fd, READ, lambda stream=stream: self._read_stream(stream))  # type: ignore[misc]
-        return None
+
+    def start_other(
+        self, unit: Unit, on_started: Callable[[int], None], on_ended: Callable[[int, ev.Ending], None]
+    ) -> int:
+        """Run a process that the supervisor knows nothing of; return its pid. Raises OSError, EnclavekitError."""
+        child = spawn(unit, self._base_environment, self._stdin)
+        process = _Process(unit, None, child.pid, child.failure_fd)
+        process.on_started, process.on_ended = on_started, on_ended
+        self._by_pid[child.pid] = process
+        self._watch_child(process, child)
+        return child.pid
+
+    def end_now(self, reason: str) -> None:
+        """End without stopping anything in order: whoever runs us kills what is left."""
+        self._finish(ev.Outcome(reason))
 
     def _on_failure_pipe(self, process: _Process) -> None:
         """The end of this pipe is exec; what comes before it is why there was none."""
@@ -267,7 +291,11 @@ class EventLoop:
                 return
         self.reactor.close_fd(process.failure_fd)
         process.failure_fd = -1
-        if not process.failure and process.role is None:
+        if process.failure:
+            return
+        if process.on_started is not None:
+            process.on_started(process.pid)
+        elif process.role is None:
             self._handle(ev.Started(process.unit.name))
 
     def _finish(self, outcome: ev.Outcome) -> None:
