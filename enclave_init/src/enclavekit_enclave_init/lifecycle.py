@@ -10,22 +10,26 @@ import os
 import signal
 import time
 import traceback
+from collections.abc import Iterable
 from typing import NoReturn
 
 from enclavekit_core.errors import EnclavekitError
 
 from enclavekit_enclave_init import boot_plan, syscalls
+from enclavekit_enclave_init.cgroups import Cgroups
 from enclavekit_enclave_init.config import CONFIG_PATH, InitConfig
 from enclavekit_enclave_init.console import Console
 from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.execute import read_mounted, run_operations
+from enclavekit_enclave_init.heartbeat import send_heartbeat
 from enclavekit_enclave_init.join import read_file_list
 from enclavekit_enclave_init.journal import NAME, Journal
-from enclavekit_enclave_init.kernel_features import describe_missing
+from enclavekit_enclave_init.kernel_features import describe_missing, find_abilities
 from enclavekit_enclave_init.nsm_relay import read_nsm_port
 from enclavekit_enclave_init.ordering import plan_start
 from enclavekit_enclave_init.output import LogFile
+from enclavekit_enclave_init.ready import ReadyHeartbeat
 from enclavekit_enclave_init.report import send_report
 from enclavekit_enclave_init.supervisor import Supervisor
 from enclavekit_enclave_init.unit_files import read_config, read_units
@@ -64,13 +68,19 @@ class Enclave:
             has_nsm=os.path.exists("/dev/nsm"),
             nsm_port=read_nsm_port() if self.owns_machine else 0,
             files=read_file_list(),
+            needs_cgroups=any(unit.has_cgroup_limits for unit in units),
+            heartbeat_waits=heartbeat_waits(units),
         )
         run_operations(system, self.journal, lambda: None)
         if self.owns_machine:  # on a process machine the kernel is the host's, and vsock and NSM are emulated
             for line in describe_missing():
                 self.journal(line)
         self.journal(f"booted in {(time.monotonic() - began) * 1000:.0f} ms")
-        return supervise(supervisor, self.config, self.console, self.journal, may_mount=True)
+        # where the kernel is shared, so are its cgroups
+        parent = "" if self.owns_machine else f"enclave-{os.stat('/proc/self/ns/pid').st_ino}"
+        return supervise(
+            supervisor, self.config, self.console, self.journal, may_mount=True, cgroups=Cgroups.find(parent)
+        )
 
     def report(self, outcome: Outcome) -> None:
         """Tell the parent, if it listens."""
@@ -116,6 +126,7 @@ def supervise(
     journal: Journal,
     *,
     may_mount: bool,
+    cgroups: Cgroups,
 ) -> Outcome:
     """Run the units until everything has stopped."""
 
@@ -130,8 +141,22 @@ def supervise(
         console=console,
         journal=journal,
         may_mount=may_mount,
+        cgroups=cgroups,
+        abilities=find_abilities(cgroups.controllers, may_unshare=may_mount),
     )
+    parent = config.vsock
+    if may_mount and parent.enabled and heartbeat_waits(record.unit for record in supervisor.records.values()):
+        ReadyHeartbeat(
+            loop,
+            send=lambda: send_heartbeat(parent.cid, parent.port, parent.timeout_s),
+            fail=lambda why: loop.perform(supervisor.stop_all(f"the boot has failed: {why}", time.monotonic())),
+        )
     return loop.run()
+
+
+def heartbeat_waits(units: Iterable[Unit]) -> bool:
+    """Say whether a unit decides when the heartbeat is due."""
+    return any(unit.heartbeat_waits and unit.enabled for unit in units)
 
 
 def run_as_pid1() -> NoReturn:
@@ -165,7 +190,7 @@ def run_insecure_not_pid1(config_path: str | None, service_dir: str | None, log_
     config = InitConfig(**settings)
     run_operations([boot_plan.MakeDirectory(config.log_dir, 0o755)], journal, lambda: None)
     syscalls.become_subreaper()
-    outcome = supervise(supervisor, config, console, journal, may_mount=False)
+    outcome = supervise(supervisor, config, console, journal, may_mount=False, cgroups=Cgroups({}))
     journal(f"ends: {outcome.reason}")
     console.flush_for(LAST_WORDS_S)
     return outcome.process_status
