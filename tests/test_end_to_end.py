@@ -131,6 +131,61 @@ def test_evidence_proves_image_key_and_file(shell, enclave, ra, measurements):
     assert shell.json(*curl, f"{ra}/nsm_desc")["digest"] == "SHA384"
 
 
+def test_client_talks_to_the_enclave_only_when_it_proves_itself(shell, enclave, ra, notes):
+    """`attest verify --url` and a client's own connections, by a policy made of the image."""
+    import requests
+    from enclavekit_attestation import load_policy, read_insecure_dev_root
+    from enclavekit_attestation.attested_tls import attested_ssl_context, refusal_of
+    from enclavekit_attestation.transports import requests_adapter
+
+    fetch_evidence(shell, ra, secrets.token_hex(32))  # the server is up
+    shell.run("attest", "policy", "new", "--eif", notes, "--name", "notes", "-o", "notes.policy.yaml")
+    verify = ["attest", "verify", "--url", ra, "--policy", "notes.policy.yaml"]
+    verdict = shell.json(*verify, "--insecure-dev-root", enclave.dev_root, "--json")
+    assert (verdict["measurement_set"], verdict["nonce_checked"]) == ("notes", True)
+    shell.refusal(*verify, expect=12)
+
+    text = (shell.directory / "notes.policy.yaml").read_text()
+    other = shell.directory / "other.policy.yaml"
+    other.write_text(text.replace(verdict["pcrs"]["0"], "11" * 48))
+    shell.refusal(*verify[:-1], other, "--insecure-dev-root", enclave.dev_root, expect=17)
+
+    root = read_insecure_dev_root(enclave.dev_root)
+    with requests.Session() as session:
+        policy = load_policy(str(shell.directory / "notes.policy.yaml"))
+        session.mount("https://", requests_adapter(attested_ssl_context(policy, insecure_dev_root=root)))
+        assert session.get(f"{ra}/pcrs/", timeout=60).json()["pcrs"]["0"] == verdict["pcrs"]["0"]
+    with requests.Session() as session:
+        policy = load_policy(str(other))
+        session.mount("https://", requests_adapter(attested_ssl_context(policy, insecure_dev_root=root)))
+        with pytest.raises(requests.exceptions.SSLError) as caught:
+            session.get(f"{ra}/pcrs/", timeout=60)
+        assert refusal_of(caught.value).what == "PCRs"
+
+
+def test_file_is_attested_before_anybody_asks(shell, enclave, ra):
+    """Copied in, and nothing else done: the document about it is older than one that is asked for only then."""
+    curl = ["curl", "-sSfk", "--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    before = shell.json(*curl, f"{ra}/health")["attested_ahead"]
+    (shell.directory / "ahead.bin").write_bytes(DATA)
+    shell.run(*enclave.pipeline("cp", "ahead.bin", f"{enclave.cid}:/data/ahead.bin"))
+    while shell.json(*curl, f"{ra}/health")["attested_ahead"] == before:
+        pass
+
+    def timestamp(query):
+        document = shell.json(*curl, f"{ra}/doc/?path=/data/ahead.bin&{query}")["att_doc"]
+        return int(document["payload"]["timestamp"])
+
+    now = timestamp(f"nonce={secrets.token_hex(20)}")
+    assert timestamp("") < now
+
+
+def test_monitor_in_the_enclave_becomes_ready(enclave):
+    argv = enclave.pipeline("exec", "--system", enclave.cid, "--", "fs-monitor", "status", "--wait", "--json")
+    status = enclave.shell.json(*argv)
+    assert status["ready"] and status["roots"][0]["path"] == "/data"
+
+
 def test_live_evidence_is_held_against_a_rebuilt_image(shell, enclave, ra):
     evidence = fetch_evidence(shell, ra, secrets.token_hex(32))
     app = ["--rootfs", "notes.rootfs", "--config", NOTES / "enclave.yaml", "--authorize", "keys/alice.crt:all"]
@@ -143,13 +198,13 @@ def test_live_evidence_is_held_against_a_rebuilt_image(shell, enclave, ra):
 def test_stale_nonce_is_refused(shell, enclave, ra, measurements):
     evidence = fetch_evidence(shell, ra, secrets.token_hex(32))
     verify = ["attest", "verify", evidence, "--measurements", "pcrs.json", "--insecure-dev-root", enclave.dev_root]
-    assert "nonce" in shell.refusal(*verify, "--nonce", secrets.token_hex(32), expect=6)
+    assert "nonce" in shell.refusal(*verify, "--nonce", secrets.token_hex(32), expect=15)
 
 
 def test_development_root_counts_only_when_named(shell, enclave, ra, measurements):
     nonce = secrets.token_hex(32)
     evidence = fetch_evidence(shell, ra, nonce)
-    shell.refusal("attest", "verify", evidence, "--measurements", "pcrs.json", "--nonce", nonce, expect=6)
+    shell.refusal("attest", "verify", evidence, "--measurements", "pcrs.json", "--nonce", nonce, expect=12)
 
 
 def test_document_of_another_image_is_refused(shell, enclave, ra, measurements):
@@ -157,7 +212,7 @@ def test_document_of_another_image_is_refused(shell, enclave, ra, measurements):
     other = dict(measurements, PCR2="11" * 48)
     (shell.directory / "other.json").write_text(json.dumps(other))
     verify = ["attest", "verify", evidence, "--measurements", "other.json", "--insecure-dev-root", enclave.dev_root]
-    assert "PCR2" in shell.refusal(*verify, expect=6)
+    assert "PCR2" in shell.refusal(*verify, expect=17)
 
 
 def test_who_is_not_in_the_list_stays_out(shell, enclave):

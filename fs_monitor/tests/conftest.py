@@ -2,20 +2,30 @@
 """A real fs-monitor process on a real tree and a real NATS."""
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
-from enclavekit_core.bus import BUCKET_HASHES, SERVICE_FS_MONITOR, path_of_key
-from enclavekit_core.bus_connection import Bus, list_entries, load_credentials
+from enclavekit_core import bus_setup
+from enclavekit_core.bus import BUCKET_HASHES, BUCKET_RECORDS, SERVICE_FS_MONITOR, path_of_key
+from enclavekit_core.bus_connection import Bus, follow, load_credentials
 from enclavekit_core.bus_setup import credentials_path
+from enclavekit_core.errors import TransportError
+from enclavekit_core.file_record import decode_record
+from enclavekit_fs_monitor import control_client
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
+MAX_QUEUED_EVENTS = "/proc/sys/fs/inotify/max_queued_events"
+LOCK = "enclavekit-test-event-queues.lock"
 
 
 class Nats:
@@ -24,8 +34,7 @@ class Nats:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url, self.directory, self.process = f"nats://127.0.0.1:{port}", directory, None
-        flags = ["--directory", directory, "--listen", f"tcp://127.0.0.1:{port}"]
-        subprocess.run([sys.executable, "-m", "enclavekit_core.bus_setup", *flags], check=True)
+        assert bus_setup.main(["--directory", directory, "--listen", f"tcp://127.0.0.1:{port}"]) == 0
 
     def start(self):
         argv = ["nats-server", "-c", f"{self.directory}/nats.conf"]
@@ -52,15 +61,33 @@ class Nats:
         asyncio.run(put())
 
     async def wait_for(self, accept):
-        """Return the bucket as {path: hash} once `accept` takes it."""
+        """Return the hashes as {path: hash} once `accept(hashes, records)` takes them; looks after each change."""
         bus = await self.connect()
+        changes = asyncio.Queue()
+        found = {BUCKET_HASHES: {}, BUCKET_RECORDS: {}}
+
+        async def follow_bucket(name):
+            async for entry in follow(await bus.bucket(name, create=True)):
+                changes.put_nowait((name, entry))
+
+        tasks = [asyncio.ensure_future(follow_bucket(name)) for name in found]
+        unlisted = len(tasks)
         try:
-            bucket = await bus.bucket(BUCKET_HASHES, create=True)
             while True:
-                found = {path_of_key(key): value for key, value in (await list_entries(bucket)).items()}
-                if accept(found):
-                    return found
+                name, entry = await changes.get()
+                if entry is None:
+                    unlisted -= 1
+                elif entry.value is None:
+                    found[name].pop(path_of_key(entry.key), None)
+                else:
+                    value = decode_record(entry.value) if name == BUCKET_RECORDS else entry.value
+                    found[name][path_of_key(entry.key)] = value
+                if not unlisted and changes.empty() and accept(found[BUCKET_HASHES], found[BUCKET_RECORDS]):
+                    return found[BUCKET_HASHES]
         finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await bus.close()
 
     def until(self, accept, describe):
@@ -94,35 +121,80 @@ def nats(tmp_path):
 
 
 class Monitor:
-    def __init__(self, tree, nats, log):
-        self.tree, self.nats = tree, nats
-        credentials = credentials_path(SERVICE_FS_MONITOR, nats.directory)
-        flags = ["-d", str(tree), "--nats-url", nats.url, "--credentials", credentials]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "enclavekit_fs_monitor", *flags], stdin=subprocess.DEVNULL, stderr=log
-        )
+    """A process with `roots`; more flags and environment as given, `within` a command that runs another."""
 
-    def agrees(self):
-        """Wait until the bucket holds the hash of each file of the tree, and nothing else."""
-        assert self.process.poll() is None
+    def __init__(self, roots, nats, directory, name, *flags, within=(), **environment):
+        self.roots, self.nats = roots, nats
+        self.socket = f"unix://{directory}/{name}.sock"
+        credentials = credentials_path(SERVICE_FS_MONITOR, nats.directory)
+        argv = [*within, sys.executable, "-m", "enclavekit_fs_monitor", *(f"--directory={root}" for root in roots)]
+        argv += ["--nats-url", nats.url, "--credentials", credentials, "--socket", self.socket, *flags]
+        self.ignore = directory / "ignore"
+        if not any(flag.startswith("--ignore-file") for flag in flags):
+            argv += [f"--ignore-file={self.ignore}"]
+        with open(directory / f"{name}.log", "w") as log:
+            self.process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stderr=log, env={**os.environ, **environment}, cwd=directory
+            )
+
+    def agrees(self, expect=None):
+        """Wait until the buckets hold hash and record of each file of the roots, and nothing else.
+
+        `expect` says what they should hold, where not everything is hashed.
+        """
+        expect = expect or (lambda: {path: hash for root in self.roots for path, hash in hashes_of(root).items()})
         found = {}
 
-        def accept(bucket):
-            found.update(bucket=bucket)
-            return bucket == hashes_of(self.tree)
+        def accept(hashes, records):
+            assert self.process.poll() is None
+            found.update(hashes=hashes, records=records)
+            return (
+                hashes == expect()
+                and records.keys() == hashes.keys()
+                and all(
+                    (record.digest, record.size_bytes, record.mtime_ns) == (hashes[path], *size_and_mtime(path))
+                    for path, record in records.items()
+                )
+            )
 
         def describe():
-            expected, bucket = hashes_of(self.tree), found.get("bucket", {})
+            expected, hashes, records = expect(), found.get("hashes", {}), found.get("records", {})
             return (
-                f"missing {expected.keys() - bucket.keys()}, left over {bucket.keys() - expected.keys()}, "
-                f"wrong {[path for path in expected.keys() & bucket.keys() if expected[path] != bucket[path]]}"
+                f"missing {expected.keys() - hashes.keys()}, left over {hashes.keys() - expected.keys()}, "
+                f"wrong {[path for path in expected.keys() & hashes.keys() if expected[path] != hashes[path]]}, "
+                f"records {records.keys() ^ hashes.keys()}"
             )
 
         return self.nats.until(accept, describe)
 
+    def command(self, *words, expect=0):
+        """Run `fs-monitor WORDS` against this process; return its output, JSON decoded."""
+        argv = [sys.executable, "-m", "enclavekit_fs_monitor", *words, "--socket", self.socket]
+        done = subprocess.run(argv, capture_output=True, timeout=TIMEOUT_S)
+        assert done.returncode == expect, done.stderr
+        return json.loads(done.stdout) if "--json" in words and expect == 0 else done.stdout or done.stderr
+
+    def until_answers(self):
+        """Return once it is asked and answers: by then it has everything that it needs from the kernel."""
+        while True:
+            assert self.process.poll() is None
+            with contextlib.suppress(TransportError):
+                return self.status()
+
+    def status(self):
+        return control_client.ask(self.socket, "/status")
+
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
         return self.process.wait(TIMEOUT_S)
+
+
+def size_and_mtime(path):
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return None, None
+    return info.st_size, info.st_mtime_ns
 
 
 @pytest.fixture
@@ -134,12 +206,13 @@ def tree(tmp_path):
 
 @pytest.fixture
 def start_monitor(tree, nats, tmp_path):
+    """Start one on `tree`, or on the roots that are given."""
     monitors = []
 
-    def start():
-        with open(tmp_path / f"monitor{len(monitors)}.log", "w") as log:
-            monitors.append(Monitor(tree, nats, log))
-        return monitors[-1]
+    def start(*flags, roots=None, **more):
+        started = Monitor(roots or [tree], nats, tmp_path, f"monitor{len(monitors)}", *flags, **more)
+        monitors.append(started)
+        return started
 
     yield start
     for monitor in monitors:
@@ -148,8 +221,31 @@ def start_monitor(tree, nats, tmp_path):
 
 @pytest.fixture
 def monitor(start_monitor, tree):
-    """One that has looked through the (empty) tree already."""
+    """One that is ready."""
     (tree / "first").write_bytes(b"1")
     started = start_monitor()
     started.agrees()
     return started
+
+
+@contextlib.contextmanager
+def short_event_queues(limit=16):
+    """Inotify instances that are made meanwhile hold so many events; skips where that cannot be set.
+
+    The limit is the machine's, so it is held for as long as one process needs to start, and by one test at a time.
+    """
+    try:
+        with open(MAX_QUEUED_EVENTS, "r+") as setting, open(os.path.join(tempfile.gettempdir(), LOCK), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = setting.read()
+            setting.seek(0)
+            setting.write(f"{limit}\n")
+            setting.flush()
+            try:
+                yield
+            finally:
+                setting.seek(0)
+                setting.write(before)
+                setting.flush()
+    except PermissionError as exc:
+        pytest.skip(f"cannot set fs.inotify.max_queued_events: {exc.strerror}")

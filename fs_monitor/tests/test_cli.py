@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from enclavekit_fs_monitor.cli import build_parser, settings_of
+from enclavekit_fs_monitor.cli import build_parser
 
 
 def run(*flags):
@@ -29,7 +29,28 @@ def test_what_cannot_be_used(tmp_path, flags, message):
 
 
 def test_flags_are_those_of_the_rust_tool():
-    argv = ["--directory", "/data", "--nats-url", "nats://h:1", "--kv-bucket-name", "b", "--credentials", "/c"]
-    settings = settings_of(build_parser().parse_args(argv))
-    assert (settings.directory, settings.nats_url, settings.kv_bucket_name) == ("/data", "nats://h:1", "b")
-    assert settings.credentials == "/c"
+    argv = ["--directory", "/data", "--ignore-file", "/i", "--nats-url", "nats://h:1", "--kv-bucket-name", "b"]
+    args = build_parser().parse_args(argv)
+    assert (args.directory, args.ignore_file, args.nats_url, args.kv_bucket_name) == (
+        ["/data"],
+        "/i",
+        "nats://h:1",
+        "b",
+    )
+    assert build_parser().parse_args(["-d", "/a", "-d", "/b", "-i", "x"]).directory == ["/a", "/b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("root: /data\n", "root"),
+        ("roots: [/tmp, /tmp/x]\n", "lies in"),
+        ("replicas: 9\n", "replicas"),
+        ("quiet_s: fast\n", "quiet_s"),
+    ],
+)
+def test_bad_configuration_is_refused(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    done = run("-c", str(tmp_path / "c.yaml"))
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1

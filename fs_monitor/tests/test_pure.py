@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoder, table, tracker and queue, without a file system."""
+"""Decoder, table, tracker, queue and waiting, without a file system."""
 
 import struct
 
 import pytest
+from enclavekit_core.bus import HASH_BYTES
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
+from enclavekit_core.file_hash import FileHash
 from enclavekit_fs_monitor import inotify_events as kernel
 from enclavekit_fs_monitor.file_state import TRANSITIONS, Deed, Happening, State, next_state
 from enclavekit_fs_monitor.hash_queue import HashQueue
 from enclavekit_fs_monitor.inotify_events import Event, decode_events, drop_repeats
-from enclavekit_fs_monitor.tracker import MAX_WAIT_S, QUIET_S, Tracker
+from enclavekit_fs_monitor.tracker import Tracker, record_of
+from enclavekit_fs_monitor.waiting import MAX_PAUSE_S, MAX_PUT_OFF_S, Patience, Waiting
 from hypothesis import given
 from hypothesis import strategies as st
 
 SIGNATURE = bytes(40)
 DIGEST = b"d" * 64
-FILE_SYSTEM = (Happening.CREATE, Happening.WRITE, Happening.SETTLE, Happening.VANISH)
+FILE_SYSTEM = (Happening.CREATE, Happening.WRITE, Happening.CLOSE, Happening.SETTLE, Happening.VANISH)
+PATIENCE = Patience(quiet_s=0.1, settle_s=0.5)
+
+
+def hashed(number, *, links=1, inode=0, was_still=True):
+    """What a worker makes of a content that is a number: each has its own digest and signature."""
+    device_and_inode = bytes(8) + inode.to_bytes(8, "little")
+    size_and_mtime = bytes(16)
+    signature = device_and_inode + size_and_mtime + number.to_bytes(8, "little")
+    return FileHash(number.to_bytes(HASH_BYTES, "big"), 0, signature, links, was_still)
 
 
 def record(wd, mask, name, padding):
@@ -74,25 +86,81 @@ def test_older_result_never_wins():
     (first,) = tracker.observe(b"/f", Happening.SETTLE, 0)
     (second,) = tracker.observe(b"/f", Happening.SETTLE, 1)
     assert second.generation > first.generation
-    done = {"digest": DIGEST, "signature": SIGNATURE}
-    assert tracker.finish(b"/f", first.generation, Happening.HASHED, 2, **done) == []
-    (published,) = tracker.finish(b"/f", second.generation, Happening.HASHED, 3, **done)
-    assert (published.deed, published.digest) == (Deed.PUBLISH, DIGEST)
+    assert tracker.finish(b"/f", first.generation, Happening.HASHED, 2, hashed(1)) == []
+    (published,) = tracker.finish(b"/f", second.generation, Happening.HASHED, 3, hashed(2))
+    assert (published.deed, published.value[:HASH_BYTES]) == (Deed.PUBLISH, hashed(2).digest)
+    assert record_of(published.value, published.generation).generation == second.generation
 
 
 def test_result_for_a_file_that_was_deleted_and_made_again():
     tracker = Tracker()
     (first,) = tracker.observe(b"/f", Happening.SETTLE, 0)
-    assert [action.deed for action in tracker.observe(b"/f", Happening.VANISH, 1)] == [Deed.WITHDRAW]
+    tracker.observe(b"/f", Happening.VANISH, 1)
     tracker.observe(b"/f", Happening.CREATE, 2)
-    assert tracker.finish(b"/f", first.generation, Happening.HASHED, 3, digest=DIGEST, signature=SIGNATURE) == []
+    assert tracker.finish(b"/f", first.generation, Happening.HASHED, 3, hashed(1)) == []
 
 
-def test_quiet_file_is_hashed_and_failures_wait_longer_each_time():
+def test_only_what_may_be_on_the_bus_is_withdrawn():
     tracker = Tracker()
-    assert tracker.observe(b"/f", Happening.CREATE, 0) == []
-    assert tracker.take_due(QUIET_S / 2) == []
-    now_s, pauses = QUIET_S, []
+    tracker.observe(b"/f", Happening.CREATE, 0)
+    assert tracker.observe(b"/f", Happening.VANISH, 1) == []
+    close(tracker, b"/f", hashed(1))
+    assert [action.deed for action in tracker.observe(b"/f", Happening.VANISH, 2)] == [Deed.WITHDRAW]
+    tracker.observe(b"/g", Happening.CREATE, 3)
+    tracker.note_on_bus(b"/g")
+    assert [action.deed for action in tracker.observe(b"/g", Happening.VANISH, 4)] == [Deed.WITHDRAW]
+
+
+def close(tracker, path, result, now_s=0.0):
+    (action,) = tracker.observe(path, Happening.SETTLE, now_s)
+    return tracker.finish(path, action.generation, Happening.HASHED, now_s, result)
+
+
+def test_closed_file_waits_for_its_quiet_time_and_others_longer():
+    tracker = Tracker(PATIENCE)
+    tracker.observe(b"/closed", Happening.CLOSE, 0)
+    tracker.observe(b"/made", Happening.CREATE, 0)
+    assert tracker.next_due_s() == PATIENCE.quiet_s
+    assert [action.path for action in tracker.take_due(PATIENCE.quiet_s)] == [b"/closed"]
+    assert tracker.next_due_s() == PATIENCE.settle_s
+    tracker.observe(b"/made", Happening.WRITE, 0.4)
+    assert tracker.take_due(0.5) == []
+    assert [action.path for action in tracker.take_due(0.9)] == [b"/made"]
+
+
+def test_file_that_never_rests_is_looked_at_all_the_same():
+    waiting, now_s, taken = Waiting(PATIENCE), 0.0, []
+    while now_s < 3 * MAX_PUT_OFF_S:
+        waiting.put(b"/log", Happening.CLOSE, 0, now_s)
+        now_s += PATIENCE.quiet_s / 2
+        taken += [now_s for _ in waiting.take(now_s)]
+    assert len(taken) >= 2
+    assert taken[0] <= MAX_PUT_OFF_S + PATIENCE.quiet_s
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"/a", b"/b", b"/c"]), st.integers(0, 2), st.integers(0, 12))))
+def test_waiting_gives_each_path_once_at_its_time(steps):
+    waiting, due, now_s = Waiting(PATIENCE), {}, 0.0
+    for path, what, attempts in steps:
+        now_s += 0.3
+        if what == 0:
+            waiting.drop(path)
+            due.pop(path, None)
+        elif what == 1:
+            waiting.put(path, Happening.WRITE, attempts, now_s)
+            due[path] = True
+        else:
+            for taken in waiting.take(now_s):
+                del due[taken]  # KeyError: given twice, or after it was dropped
+        assert len(waiting) == len(due)
+    assert set(waiting.take(now_s + MAX_PAUSE_S)) == set(due)
+    assert waiting.next_due_s() is None
+
+
+def test_failed_attempts_wait_longer_each_time():
+    tracker, now_s, pauses = Tracker(PATIENCE), 0.0, []
+    tracker.observe(b"/f", Happening.CREATE, 0)
+    now_s = tracker.next_due_s()
     for _ in range(10):
         (again,) = tracker.take_due(now_s)
         assert again.deed is Deed.HASH
@@ -100,26 +168,45 @@ def test_quiet_file_is_hashed_and_failures_wait_longer_each_time():
         pauses.append(tracker.next_due_s() - now_s)
         now_s = tracker.next_due_s()
     assert pauses == sorted(pauses)
-    assert pauses[-1] == MAX_WAIT_S
+    assert pauses[-1] == MAX_PAUSE_S
+    tracker.observe(b"/f", Happening.CLOSE, now_s)
+    assert tracker.next_due_s() == pytest.approx(now_s + PATIENCE.quiet_s)  # a close ends the punishment
 
 
-def test_unreadable_file_loses_its_hash():
+@pytest.mark.parametrize("outcome", [Happening.UNREADABLE, Happening.UNSTABLE])
+def test_file_that_cannot_be_hashed_loses_its_hash(outcome):
     tracker = Tracker()
-    (action,) = tracker.observe(b"/f", Happening.SETTLE, 0)
-    tracker.finish(b"/f", action.generation, Happening.HASHED, 0, digest=DIGEST, signature=SIGNATURE)
+    close(tracker, b"/f", hashed(1))
     (action,) = tracker.observe(b"/f", Happening.SETTLE, 1)
-    (withdrawn,) = tracker.finish(b"/f", action.generation, Happening.UNREADABLE, 2)
+    (withdrawn,) = tracker.finish(b"/f", action.generation, outcome, 2)
     assert withdrawn.deed is Deed.WITHDRAW
     assert list(tracker.closed()) == []
     assert tracker.next_due_s() is not None
 
 
-def test_scan_leaves_unchanged_files_alone():
+def test_scan_leaves_alone_only_what_was_still_and_is_unchanged():
     tracker = Tracker()
-    (action,) = tracker.find(b"/f", SIGNATURE, 0)
-    tracker.finish(b"/f", action.generation, Happening.HASHED, 0, digest=DIGEST, signature=SIGNATURE)
-    assert tracker.find(b"/f", SIGNATURE, 1) == []
-    assert [action.deed for action in tracker.find(b"/f", b"\1" * 40, 2)] == [Deed.HASH]
+    close(tracker, b"/f", hashed(1))
+    close(tracker, b"/racy", hashed(1, was_still=False))
+    assert tracker.find(b"/f", hashed(1).signature, 1) == []
+    assert [action.deed for action in tracker.find(b"/f", hashed(2).signature, 2)] == [Deed.HASH]
+    assert [action.deed for action in tracker.find(b"/racy", hashed(1).signature, 2)] == [Deed.HASH]
+
+
+def test_change_under_one_name_is_looked_for_under_the_others():
+    tracker = Tracker()
+    close(tracker, b"/one", hashed(1, inode=7))
+    close(tracker, b"/other-file", hashed(1, inode=8))
+    # the second name comes, with a change: the first one is found though it was hashed when it was the only one
+    close(tracker, b"/two", hashed(2, inode=7, links=2))
+    assert [action.path for action in tracker.take_due(1)] == [b"/one"]
+    close(tracker, b"/one", hashed(2, inode=7, links=2))
+    # from now on at once, and without an echo
+    assert [(a.deed, a.path) for a in close(tracker, b"/two", hashed(3, inode=7, links=2))] == [
+        (Deed.PUBLISH, b"/two"),
+        (Deed.HASH, b"/one"),
+    ]
+    assert [a.deed for a in close(tracker, b"/one", hashed(3, inode=7, links=2))] == [Deed.PUBLISH]
 
 
 @given(st.lists(st.tuples(st.sampled_from([b"/a", b"/b"]), st.sampled_from(list(Happening)), st.integers(0, 3))))
@@ -133,7 +220,7 @@ def test_model_published_hash_is_of_the_last_settled_content(steps):
             if action.deed is Deed.HASH:
                 running.append((action.path, action.generation, content.get(action.path)))
             elif action.deed is Deed.PUBLISH:
-                published[action.path] = int.from_bytes(action.digest, "big")
+                published[action.path] = int.from_bytes(action.value[:HASH_BYTES], "big")
             else:
                 published.pop(action.path, None)
 
@@ -142,8 +229,7 @@ def test_model_published_hash_is_of_the_last_settled_content(steps):
         if seen is None:
             perform(tracker.finish(path, generation, Happening.VANISH, now_s))
         else:
-            done = {"digest": seen.to_bytes(64, "big"), "signature": seen.to_bytes(40, "big")}
-            perform(tracker.finish(path, generation, Happening.HASHED, now_s, **done))
+            perform(tracker.finish(path, generation, Happening.HASHED, now_s, hashed(seen)))
 
     for path, happening, index in steps:
         now_s += 0.1
@@ -152,10 +238,10 @@ def test_model_published_hash_is_of_the_last_settled_content(steps):
             perform(tracker.observe(path, happening, now_s))
         elif running:
             finish(index % len(running))
-    perform(tracker.take_due(now_s + MAX_WAIT_S))
+    perform(tracker.take_due(now_s + MAX_PAUSE_S))
     while running:
         finish(0)
-        perform(tracker.take_due(now_s + MAX_WAIT_S))
+        perform(tracker.take_due(now_s + MAX_PAUSE_S))
     assert published == {path: seen for path, seen in content.items() if seen is not None}
 
 
@@ -163,9 +249,33 @@ def test_queue_gives_each_path_to_one_worker():
     queue = HashQueue()
     for path, generation in ((b"/a", 1), (b"/b", 2), (b"/a", 3)):
         queue.put(path, generation)
-    assert queue.take() == (b"/a", 3)
+    assert queue.take(1) == [(b"/a", 3)]
     queue.put(b"/a", 4)
-    assert queue.take() == (b"/b", 2)
-    assert queue.take() is None
+    assert queue.take(9) == [(b"/b", 2)]
+    assert queue.take(9) == []
     queue.done(b"/a")
-    assert queue.take() == (b"/a", 4)
+    assert queue.take(9) == [(b"/a", 4)]
+
+
+def test_large_files_have_a_lane_of_their_own():
+    queue = HashQueue()
+    for number in range(3):
+        queue.put(b"/large%d" % number, number)
+    for path, generation in queue.take(3):
+        queue.defer(path, generation)
+    queue.put(b"/small", 9)
+    assert queue.take(9) == [(b"/small", 9)]
+    queue.put(b"/large1", 10)  # keeps its lane, with the later generation
+    assert queue.take(9) == []
+    assert [queue.take_large(), queue.take_large()] == [[(b"/large0", 0)], [(b"/large1", 10)]]
+    assert (queue.waiting, queue.running, len(queue)) == (1, 3, 4)
+
+
+def test_newer_generation_wins_while_its_file_is_found_to_be_large():
+    queue = HashQueue()
+    queue.put(b"/f", 1)
+    assert queue.take(1) == [(b"/f", 1)]
+    queue.put(b"/f", 2)
+    queue.defer(b"/f", 1)
+    assert queue.take_large() == [(b"/f", 2)]
+    assert queue.waiting == 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which files the server speaks about, and what it says."""
 
+import hashlib
 import json
 import os
 
@@ -155,6 +156,23 @@ def test_files_of_the_bus_are_hashed_again(server_on_bus, nats, data, sha3):
     assert server.get("/hash/", path=str(data / "never was")).status == 404
     nats.change(paths={path: None})
     server.until(lambda: server.get("/hash/", path=path).status, lambda status: status == 404)
+
+
+def test_what_the_bus_tells_of_is_attested_before_anybody_asks(server_on_bus, nats, data):
+    server, path = server_on_bus, str(data / "f")
+    (data / "f").write_bytes(b"content")
+    (data / "g").write_bytes(b"changed since")
+    digest = hashlib.sha3_512(b"content").digest()
+    nats.change(paths={str(data / "g"): digest, path: digest})
+    server.until(lambda: server.get("/health").json, lambda health: health["attested_ahead"] == 1)
+    now = json.loads(server.get("/doc/", path=path, nonce="00" * 20).json["att_doc"]["payload"]["timestamp"])
+    ahead = json.loads(server.get("/doc/", path=path).json["att_doc"]["payload"]["timestamp"])
+    assert ahead < now
+    (data / "f").write_bytes(b"another")
+    nats.change(paths={path: hashlib.sha3_512(b"another").digest()})
+    server.until(lambda: server.get("/health").json, lambda health: health["attested_ahead"] == 2)
+    server.get("/hash/", path=str(data / "g"))
+    assert server.get("/health").json["attested_ahead"] == 2  # what is not what the bus says is left to who asks
 
 
 def test_bus_that_comes_late_and_goes_and_comes_back(server_on_bus, nats, data):

@@ -29,6 +29,7 @@ NOTE = b"The quick brown fox jumps over the lazy dog, measured.\n"
 EXPECTED_EXIT = 7
 MEMORY_MIB = 1024
 RA_PORT = 8443
+PROOF_TIMEOUT_S = 60.0
 # of curl: the server may still be starting, and the monitor waits for a file to settle before it hashes
 RETRY = ("--retry", 60, "--retry-all-errors", "--retry-delay", 1, "--retry-max-time", 60)
 
@@ -181,6 +182,7 @@ def verify_evidence(demo: Demo, address: str, root: str) -> None:
     pin = base64.b64encode(bytes.fromhex(verdict["binding"]["spki_sha256"])).decode()
     # -k only skips the certificate authority: the pinned key is the one that the evidence names
     curl = ["curl", "-sfk", "--pinnedpubkey", f"sha256//{pin}", *RETRY]
+    await_proof(demo, [*curl, f"{url}/health"])
     found = json.loads(demo.run(*curl, f"{url}/hash/?path=/data/note.txt"))
     demo.facts["file_sha3_512"]["in"] = found["sha3_hash"]  # type: ignore[index]  # set when the file went in
     demo.check(
@@ -193,6 +195,15 @@ def verify_evidence(demo: Demo, address: str, root: str) -> None:
     claimed = json.loads(bytes.fromhex(claim["user_data"]))
     demo.check("the enclave signed that hash for that path", claimed["sha3_hash"] == found["sha3_hash"])
     demo.run(*verify)
+
+
+def await_proof(demo: Demo, curl: list[object]) -> None:
+    """Wait until the enclave has attested the new file: fs-monitor finds it, and nobody has to ask for anything."""
+    deadline = time.monotonic() + PROOF_TIMEOUT_S
+    health = json.loads(demo.run(*curl, show=False))
+    while not health["attested_ahead"] and time.monotonic() < deadline:
+        health = json.loads(subprocess.run([str(word) for word in curl], stdout=subprocess.PIPE, check=True).stdout)
+    demo.check("a proof of the file is there before anybody asked for one", health["attested_ahead"] > 0)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field, fields
 from enclavekit_core.address import CID_PARENT, MAX_U32
 from enclavekit_core.errors import ConfigError
 
+from enclavekit_enclave_init.initctl.access import ControlConfig, parse_control_config
+from enclavekit_enclave_init.logs.config import LogConfig, parse_log_config
+
 CONFIG_PATH = "/etc/init.toml"
 UPSTREAM_CONFIG_PATH = "/etc/init.yaml"
 MAX_CONFIG_BYTES = 256 * 1024
@@ -56,6 +59,8 @@ class InitConfig:
     environment: tuple[tuple[str, str], ...] = ()
     """Table: given to every unit, below its own Environment."""
     vsock: ParentConfig = field(default_factory=ParentConfig)
+    logs: LogConfig = field(default_factory=LogConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
 
 
 def parse_config(text: str, source: str) -> InitConfig:
@@ -69,6 +74,8 @@ def parse_config(text: str, source: str) -> InitConfig:
     _refuse_unknown(values, InitConfig, source, "")
     parent = values.pop("vsock", {})
     environment = values.pop("environment", {})
+    logs = values.pop("logs", {})
+    control = values.pop("control", {})
     if not isinstance(parent, dict):
         raise ConfigError(source, "vsock", "it must be a table")
     if not isinstance(environment, dict):
@@ -82,6 +89,8 @@ def parse_config(text: str, source: str) -> InitConfig:
     return InitConfig(
         environment=tuple(environment.items()),
         vsock=ParentConfig(**checked_parent),  # type: ignore[arg-type]  # _check knows each key's type
+        logs=parse_log_config(logs, source),
+        control=parse_control_config(control, source),
         **checked,  # type: ignore[arg-type]
     )
 

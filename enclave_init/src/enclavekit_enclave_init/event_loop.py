@@ -20,9 +20,11 @@ from enclavekit_enclave_init.cgroups import Cgroups
 from enclavekit_enclave_init.console import Console
 from enclavekit_enclave_init.helper import fork_helper
 from enclavekit_enclave_init.journal import Journal
+from enclavekit_enclave_init.logs.hub import LogHub
+from enclavekit_enclave_init.logs.records import STDERR, STDOUT
 from enclavekit_enclave_init.mounts import bind_unit_paths
 from enclavekit_enclave_init.notifications import NotifySocket, parse_notification
-from enclavekit_enclave_init.output import LineSplitter, LogFile
+from enclavekit_enclave_init.output import LineSplitter
 from enclavekit_enclave_init.protections import Abilities, settle_protections
 from enclavekit_enclave_init.reactor import READ, WRITE, Reactor, TimerHandle
 from enclavekit_enclave_init.sessions import kill_session, session_of, signal_group, signal_process
@@ -46,6 +48,9 @@ class _Process:
         self.unit, self.role, self.pid, self.failure_fd = unit, role, pid, failure_fd
         self.failure = b""
         self.dropped = False
+        self.on_started: Callable[[int], None] | None = None
+        self.on_ended: Callable[[int, ev.Ending], None] | None = None
+        """Set for what belongs to no unit: the supervisor knows nothing of it."""
 
 
 class _Stream:
@@ -64,7 +69,7 @@ class EventLoop:
         supervisor: Supervisor,
         *,
         base_environment: Sequence[tuple[str, str]],
-        open_log: Callable[[str], LogFile],
+        hub: LogHub,
         console: Console,
         journal: Journal,
         may_mount: bool,
@@ -83,8 +88,7 @@ class EventLoop:
         self.observers: list[Callable[[str, str], None]] = []
         """Called with (unit, state) after every change of a state."""
         self._base_environment = base_environment
-        self._open_log = open_log
-        self._logs: dict[str, LogFile] = {}
+        self._hub = hub
         self._console, self._journal, self._may_mount = console, journal, may_mount
         self._by_pid: dict[int, _Process] = {}
         self._by_unit: dict[tuple[str, Role], _Process] = {}
@@ -199,6 +203,9 @@ class EventLoop:
             killed = info.si_status == signal.SIGKILL
             oom = killed and self._cgroups.count_oom_kills(name) > self._oom_kills.get(name, 0)
             ending = ev.Ending(signal=info.si_status, failure=failure, out_of_memory=oom)
+        if process.on_ended is not None:
+            process.on_ended(process.pid, ending)
+            return
         if process.unit.kill_mode != "process" and not any(owner == name for owner, _ in self._by_unit):
             # whoever has left the session is still in the group
             self._cgroups.kill(name)
@@ -287,12 +294,31 @@ class EventLoop:
             self._journal(f"{name} starts as pid {child.pid}")
         process = _Process(unit, role, child.pid, child.failure_fd)
         self._by_pid[child.pid] = self._by_unit[name, role] = process
+        self._watch_child(process, child)
+        return None
+
+    def _watch_child(self, process: _Process, child: Child) -> None:
         self.reactor.watch(child.failure_fd, READ, lambda: self._on_failure_pipe(process))
-        for kind, fd in (("stdout", child.stdout_fd), ("stderr", child.stderr_fd)):
-            stream = _Stream(name, kind, fd)
+        streams = self._streams.setdefault(process.unit.name, [])
+        for kind, fd in ((STDOUT, child.stdout_fd), (STDERR, child.stderr_fd)):
+            stream = _Stream(process.unit.name, kind, fd)
             streams.append(stream)
             self.reactor.watch(fd, READ, lambda stream=stream: self._read_stream(stream))  # type: ignore[misc]
-        return None
+
+    def start_other(
+        self, unit: Unit, on_started: Callable[[int], None], on_ended: Callable[[int, ev.Ending], None]
+    ) -> int:
+        """Run a process that the supervisor knows nothing of; return its pid. Raises OSError, EnclavekitError."""
+        child = spawn(unit, self._base_environment, self._stdin)
+        process = _Process(unit, None, child.pid, child.failure_fd)
+        process.on_started, process.on_ended = on_started, on_ended
+        self._by_pid[child.pid] = process
+        self._watch_child(process, child)
+        return child.pid
+
+    def end_now(self, reason: str) -> None:
+        """End without stopping anything in order: whoever runs us kills what is left."""
+        self._finish(ev.Outcome(reason))
 
     def _start_process(self, unit: Unit, *, is_main: bool) -> Child:
         unit, lacks, refusal = settle_protections(unit, self._abilities)
@@ -339,7 +365,11 @@ class EventLoop:
                 return
         self.reactor.close_fd(process.failure_fd)
         process.failure_fd = -1
-        if not process.failure and process.role is None:
+        if process.failure:
+            return
+        if process.on_started is not None:
+            process.on_started(process.pid)
+        elif process.role is None:
             self._handle(ev.Started(process.unit.name))
 
     def _finish(self, outcome: ev.Outcome) -> None:
@@ -347,10 +377,8 @@ class EventLoop:
             self._drain_streams(name)
             for stream in list(streams):
                 self._close_stream(stream)
-        for name, log in self._logs.items():
-            if log.lost_lines:
-                self._journal(f"{log.lost_lines} lines of {name} could not be written to {log.path}")
-            log.close()
+        for name, count in self._hub.lost_lines.items():
+            self._journal(f"{count} lines of {name} could not be written to its log")
         for name in self.supervisor.records:
             self._cgroups.remove(name)
         self._cgroups.close()
@@ -370,7 +398,7 @@ class EventLoop:
         if not data:
             self._close_stream(stream)
             return False
-        self._emit(stream.name, stream.kind, stream.splitter.feed(data))
+        self._hub.write(stream.name, stream.kind, stream.splitter.feed(data))
         return len(data) == READ_BYTES
 
     def _drain_streams(self, name: str) -> None:
@@ -382,15 +410,7 @@ class EventLoop:
     def _close_stream(self, stream: _Stream) -> None:
         self._streams[stream.name].remove(stream)
         self.reactor.close_fd(stream.fd)
-        self._emit(stream.name, stream.kind, stream.splitter.feed_eof())
-
-    def _emit(self, name: str, kind: str, lines: list[bytes]) -> None:
-        """The one place through which every line of a unit goes; `kind` is stdout or stderr."""
-        if lines:
-            if name not in self._logs:
-                self._logs[name] = self._open_log(name)
-            self._logs[name].write_lines(lines, time.time())
-            self._console.write_lines(name, lines)
+        self._hub.write(stream.name, stream.kind, stream.splitter.feed_eof())
 
     def _on_console_backlog(self, fd: int, waiting: bool) -> None:
         if waiting:

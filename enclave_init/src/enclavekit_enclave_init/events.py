@@ -166,6 +166,7 @@ class Outcome:
     """The unit whose end this is; None if it ends for another reason and no unit has OnExit."""
     exit_status: int | None = None
     signal: int | None = None
+    out_of_memory: bool = False
     kind: str = "poweroff"
     """What is asked of the machine: poweroff or reboot."""
 

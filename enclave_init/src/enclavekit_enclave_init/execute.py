@@ -29,11 +29,17 @@ class BootError(EnclavekitError):
     """A required step of the boot failed: the enclave must not run (exit 1)."""
 
 
-def run_operations(operations: Iterable[plan.Operation], log: Log, on_console: Callable[[], None]) -> None:
+def run_operations(
+    operations: Iterable[plan.Operation],
+    log: Log,
+    on_console: Callable[[], None],
+    on_step: Callable[[str, float], None] = lambda what, seconds: None,
+) -> None:
     """Run `operations` in order.
 
     Args:
         on_console: called after OpenConsole, when the descriptors 0, 1 and 2 are new.
+        on_step: told what was done and how long it took.
     Raises:
         BootError("cannot <operation>: <cause>") at the first required one that fails.
     """
@@ -51,7 +57,9 @@ def run_operations(operations: Iterable[plan.Operation], log: Log, on_console: C
             continue
         if isinstance(operation, plan.OpenConsole):
             on_console()
-        log(f"{operation}: {result or 'done'} ({(time.monotonic() - began) * 1000:.1f} ms)")
+        took_s = time.monotonic() - began
+        on_step(str(operation), took_s)
+        log(f"{operation}: {result or 'done'} ({took_s * 1000:.1f} ms)")
 
 
 def _run(operation: plan.Operation) -> str:

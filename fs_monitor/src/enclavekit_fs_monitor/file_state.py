@@ -32,8 +32,10 @@ class Happening(enum.Enum):
     """A name appeared: a writer may hold it, or it is a second link and complete."""
     WRITE = "write"
     """Written to or truncated."""
+    CLOSE = "close"
+    """Closed after writing, moved in, or its attributes changed: probably complete, after a moment of quiet."""
     SETTLE = "settle"
-    """Closed after writing, moved in, found by a scan, or quiet for long enough."""
+    """Found by a scan, or quiet for long enough."""
     VANISH = "vanish"
     """Deleted, moved away, or replaced by what is no regular file."""
     HASHED = "hashed"
@@ -51,18 +53,20 @@ class Deed(enum.Enum):
     WITHDRAW = "withdraw"
     """Delete its hash from the bus: a hash that is no longer true is worse than none."""
     WITHDRAW_AND_WAIT = "withdraw and wait"
+    """Both: what is on the bus is of an earlier content, and the new one has no hash yet."""
 
 
 _EVENTS: dict[Happening, tuple[State, Deed]] = {  # what the file system does is possible in every state
     Happening.CREATE: (State.CREATED, Deed.WAIT),
     Happening.WRITE: (State.MODIFIED, Deed.WAIT),
+    Happening.CLOSE: (State.MODIFIED, Deed.WAIT),
     Happening.SETTLE: (State.HASHING, Deed.HASH),
     Happening.VANISH: (State.DELETED, Deed.WITHDRAW),
 }
 TRANSITIONS: dict[tuple[State, Happening], tuple[State, Deed]] = {
     **{(state, happening): outcome for state in State for happening, outcome in _EVENTS.items()},
     (State.HASHING, Happening.HASHED): (State.CLOSED, Deed.PUBLISH),
-    (State.HASHING, Happening.UNSTABLE): (State.MODIFIED, Deed.WAIT),
+    (State.HASHING, Happening.UNSTABLE): (State.MODIFIED, Deed.WITHDRAW_AND_WAIT),
     (State.HASHING, Happening.UNREADABLE): (State.FAILED, Deed.WITHDRAW_AND_WAIT),
     (State.DELETED, Happening.VANISH): (State.DELETED, Deed.NOTHING),
 }

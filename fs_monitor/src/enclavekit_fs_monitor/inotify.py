@@ -13,7 +13,7 @@ import os
 
 from enclavekit_core.errors import DeviceError
 
-from enclavekit_fs_monitor.inotify_events import IN_EXCL_UNLINK, IN_ONLYDIR, WATCHED, Event, decode_events
+from enclavekit_fs_monitor.inotify_events import Event, decode_events
 
 READ_BYTES = 256 * 1024  # some thousand events at a time
 
@@ -31,14 +31,14 @@ class Inotify:
         os.set_blocking(self.fd, False)
         os.set_inheritable(self.fd, False)
 
-    def add(self, directory: int) -> int:
-        """Watch an open directory and return the watch descriptor; the same one if it is watched already.
+    def add(self, handle: int, mask: int) -> int:
+        """Watch what `handle` is open on and return the watch descriptor; the same one if it is watched already.
 
         Raises: OSError; ENOSPC when the limit of watches is reached.
         """
         # by descriptor: the path that led to it may lead elsewhere by now
-        path = b"/proc/self/fd/%d" % directory
-        wd = int(self._calls.inotify_add_watch(self.fd, path, WATCHED | IN_ONLYDIR | IN_EXCL_UNLINK))
+        path = b"/proc/self/fd/%d" % handle
+        wd = int(self._calls.inotify_add_watch(self.fd, path, mask))
         if wd < 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enclavekit_core.errors import RemoteProtocolError
 
 IN_MODIFY = 0x2
+IN_ATTRIB = 0x4
 IN_CLOSE_WRITE = 0x8
 IN_MOVED_FROM = 0x40
 IN_MOVED_TO = 0x80
@@ -26,11 +27,15 @@ IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
 IN_ONLYDIR = 0x1000000
 IN_EXCL_UNLINK = 0x4000000
+IN_MASK_ADD = 0x20000000
 IN_ISDIR = 0x40000000
 
-WATCHED = (
-    IN_MODIFY | IN_CLOSE_WRITE | IN_MOVED_FROM | IN_MOVED_TO | IN_CREATE | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF
-)
+CONTENT = IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE
+SELF = IN_DELETE_SELF | IN_MOVE_SELF
+# of a directory, of a file with several names, of a directory above the root
+WATCH_DIRECTORY = CONTENT | SELF | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_ONLYDIR | IN_EXCL_UNLINK
+WATCH_FILE = CONTENT
+WATCH_ABOVE = SELF | IN_ONLYDIR | IN_MASK_ADD
 HEADER = struct.Struct("=iIII")
 MAX_NAME_BYTES = 256 + HEADER.size  # NAME_MAX and its NUL, padded to a multiple of the header
 

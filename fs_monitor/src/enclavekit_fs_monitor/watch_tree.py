@@ -5,15 +5,14 @@ An event is taken as a hint that a name may have changed, and the name is looked
 kernel's queue tells of the past, and a scan may have seen further already. A directory is listed only once its watch is
 in place, so that a file is either listed or announced. Links are never followed.
 
-All of it blocks and belongs to one thread at a time.
+All of it blocks and belongs to one thread at a time; `open_file` alone may be called by any.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from enclavekit_core.errors import InputError, describe_cause
@@ -21,7 +20,9 @@ from enclavekit_core.file_hash import open_beneath, open_regular, signature_of
 
 from enclavekit_fs_monitor import inotify_events as kernel
 from enclavekit_fs_monitor.file_state import Happening
+from enclavekit_fs_monitor.ignore_rules import IgnoreRules
 from enclavekit_fs_monitor.inotify import Inotify
+from enclavekit_fs_monitor.watches import Watches
 
 MAX_FILES_PER_BATCH = 1000  # a scan hands over its findings in portions of this size
 
@@ -54,16 +55,20 @@ Observation = Sighting | TreeGone | ScanNeeded
 class WatchTree:
     """`root` and every directory below it, each under watch."""
 
-    def __init__(self, root: str, inotify: Inotify) -> None:
-        """Raises InputError if `root` is no directory."""
+    def __init__(self, root: str, inotify: Inotify, rules: IgnoreRules, excluded: Collection[bytes] = ()) -> None:
+        """Raises InputError if `root` is no directory.
+
+        Args:
+            excluded: paths that do not belong to the tree, and all below them; see also `exclude`.
+        """
         self.root = os.fsencode(os.path.realpath(root))
         self._inotify = inotify
-        self._paths: dict[int, bytes] = {}
-        self._wds: dict[bytes, int] = {}
-        self._seen: set[int] = set()
-        self.unwatched = 0
-        """Directories that could not be watched since the last scan began: the limit of watches is reached."""
+        self._watches = Watches(inotify)
+        self._above: set[int] = set()
+        self.rules, self.excluded = rules, excluded
+        """What is ignored; after either is changed, `scan`."""
         self.overflows = 0
+        self.events = 0
         try:
             os.close(os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as exc:
@@ -71,41 +76,45 @@ class WatchTree:
 
     def scan(self) -> Iterator[list[Sighting]]:
         """Watch and list the whole tree, portion by portion; lists nothing while the root is not there."""
-        self.unwatched = 0
-        self._seen = set()
+        self._watches.begin_round()
+        self._watch_above()
         yield from self._scan_from(self.root)
-        for wd in set(self._paths) - self._seen:
-            # moved out of the tree or deleted, and the event that said so was lost
-            self._inotify.remove(wd)
-            self._forget(wd)
+        self._watches.end_round()
 
     @property
-    def is_blind(self) -> bool:
-        """Whether there are directories whose events we do not get; then only scans tell."""
-        return self.unwatched > 0 or self.root not in self._wds
+    def is_present(self) -> bool:
+        return self.root in self._watches
+
+    @property
+    def watches(self) -> int:
+        return len(self._watches)
+
+    @property
+    def unwatched(self) -> int:
+        """Directories and files that could not be watched since the last scan began: the limit is reached."""
+        return self._watches.missing
+
+    def read(self) -> list[Observation]:
+        """Return what the events that are queued mean, possibly nothing."""
+        return self.apply(self._inotify.read())
 
     def apply(self, events: list[kernel.Event]) -> list[Observation]:
         """Return what a read of events means."""
+        self.events += len(events)
         seen: list[Observation] = []
         for event in kernel.drop_repeats(events):
             seen += self._apply(event)
         return seen
 
     def look_at(self, path: bytes) -> Sighting:
-        """Look whether a regular file is at `path` now."""
-        try:
-            info = self._stat(path)
-        except OSError:
-            return Sighting(path, Happening.VANISH)
-        return Sighting(path, Happening.SETTLE if stat.S_ISREG(info.st_mode) else Happening.VANISH)
+        """Look whether a regular file that is not ignored is at `path` now."""
+        return Sighting(path, Happening.VANISH) if self.covers(path) else self._look_at(path)
 
-    def open(self, path: bytes, flags: int) -> int:
-        """Open a path of this tree, following no link below the root. Raises OSError."""
-        root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            return open_beneath(root, self._parts(path), flags)
-        finally:
-            os.close(root)
+    def covers(self, path: bytes) -> bool:
+        """Return whether `path` below the root, or a directory on the way to it, is ignored or excluded."""
+        if any(path == other or path.startswith(other + b"/") for other in self.excluded):
+            return True
+        return self.rules.covers(self._relative(path), is_directory=False)
 
     def open_file(self, path: bytes) -> int:
         """Open a regular file of this tree for reading. Raises OSError; FileNotFoundError for what is none."""
@@ -115,13 +124,36 @@ class WatchTree:
         finally:
             os.close(root)
 
+    def open(self, path: bytes, flags: int) -> int:
+        """Open a path of this tree, following no link below the root. Raises OSError."""
+        root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return open_beneath(root, self._parts(path), flags)
+        finally:
+            os.close(root)
+
+    def is_ignored(self, path: bytes, *, is_directory: bool) -> bool:
+        """Return whether `path`, in a directory that is not ignored, is."""
+        return path in self.excluded or self.rules.matches(self._relative(path), is_directory=is_directory)
+
+    def _relative(self, path: bytes) -> bytes:
+        return path[len(self.root) :].lstrip(b"/")
+
     def _parts(self, path: bytes) -> list[bytes]:
         return [part for part in path[len(self.root) :].split(b"/") if part]
 
-    def _stat(self, path: bytes) -> os.stat_result:
-        handle = self.open(path, os.O_PATH)
+    def _look_at(self, path: bytes) -> Sighting:
         try:
-            return os.fstat(handle)
+            handle = self.open(path, os.O_PATH)
+        except OSError:
+            return Sighting(path, Happening.VANISH)
+        try:
+            info = os.fstat(handle)
+            if not stat.S_ISREG(info.st_mode):
+                return Sighting(path, Happening.VANISH)
+            if info.st_nlink > 1:
+                self._watches.place(path, handle, kernel.WATCH_FILE)
+            return Sighting(path, Happening.CLOSE)
         finally:
             os.close(handle)
 
@@ -129,22 +161,45 @@ class WatchTree:
         if event.mask & kernel.IN_Q_OVERFLOW:
             self.overflows += 1
             return [SCAN_NEEDED]
-        directory = self._paths.get(event.wd)
-        if directory is None:
-            return []  # of a watch that was given up
+        about_root = event.wd in self._above
+        paths = self._watches.paths_of(event.wd)
         if event.mask & kernel.IN_IGNORED:
-            self._forget(event.wd)
-            return [SCAN_NEEDED] if directory == self.root else []
-        if not event.name:
-            # about the directory itself; its parent tells the same with a name, and the root has no watched parent
-            return [SCAN_NEEDED] if directory == self.root or event.mask & kernel.IN_UNMOUNT else []
-        path = os.path.join(directory, event.name)
-        if event.mask & kernel.IN_ISDIR:
+            self._watches.forget(event.wd)
+            self._above.discard(event.wd)
+            return [SCAN_NEEDED] if about_root or self.root in paths else []
+        if about_root and event.mask & kernel.SELF:
+            return [SCAN_NEEDED]
+        if event.mask & kernel.IN_UNMOUNT:
+            return [SCAN_NEEDED]
+        seen: list[Observation] = []
+        for path in paths:
+            if event.name:
+                seen += self._apply_to(event, os.path.join(path, event.name))
+            else:
+                seen += self._apply_self(event, path)
+        return seen
+
+    def _apply_self(self, event: kernel.Event, path: bytes) -> list[Observation]:
+        """Of a directory its parent tells the same with a name, and the root has no watched parent."""
+        if path == self.root:
+            return [SCAN_NEEDED] if event.mask & kernel.SELF else []
+        if event.mask & kernel.IN_ISDIR or not event.mask & kernel.CONTENT:
+            return []
+        # a file with several names, changed by one that may not be ours
+        return [Sighting(path, Happening.WRITE)] if event.mask & kernel.IN_MODIFY else [self._look_at(path)]
+
+    def _apply_to(self, event: kernel.Event, path: bytes) -> list[Observation]:
+        is_directory = bool(event.mask & kernel.IN_ISDIR)
+        if event.mask & (kernel.IN_MOVED_FROM | kernel.IN_DELETE) and not is_directory:
+            self._watches.drop(path)
+        if self.is_ignored(path, is_directory=is_directory):
+            return []
+        if is_directory:
             return self._apply_to_directory(event.mask, path)
         if event.mask & kernel.IN_MODIFY:
             return [Sighting(path, Happening.WRITE)]
-        sighting = self.look_at(path)
-        if event.mask & kernel.IN_CREATE and sighting.happening is Happening.SETTLE:
+        sighting = self._look_at(path)
+        if event.mask & kernel.IN_CREATE and sighting.happening is Happening.CLOSE:
             return [Sighting(path, Happening.CREATE)]
         return [sighting]
 
@@ -152,10 +207,7 @@ class WatchTree:
         if mask & (kernel.IN_CREATE | kernel.IN_MOVED_TO):
             return [sighting for portion in self._scan_from(path) for sighting in portion]
         if mask & kernel.IN_MOVED_FROM:
-            below = path + b"/"
-            for wd in [wd for wd, known in self._paths.items() if known == path or known.startswith(below)]:
-                self._inotify.remove(wd)
-                self._forget(wd)
+            self._watches.drop_tree(path)
             return [TreeGone(path)]
         return []  # deleted: it was empty, and what was in it was announced one by one
 
@@ -169,18 +221,10 @@ class WatchTree:
             except OSError:
                 continue  # gone, or no directory any more: its parent's watch tells
             try:
-                self._watch(directory, handle)
+                self._watches.place(directory, handle, kernel.WATCH_DIRECTORY)
                 with os.scandir(handle) as entries:
                     for entry in entries:
-                        path = os.path.join(directory, os.fsencode(entry.name))
-                        try:
-                            info = entry.stat(follow_symlinks=False)
-                        except OSError:
-                            continue
-                        if stat.S_ISDIR(info.st_mode):
-                            waiting.append(path)
-                        elif stat.S_ISREG(info.st_mode):
-                            found.append(Sighting(path, Happening.SETTLE, signature_of(info)))
+                        self._take_entry(directory, handle, entry, found, waiting)
             finally:
                 os.close(handle)
             while len(found) >= MAX_FILES_PER_BATCH:
@@ -189,24 +233,48 @@ class WatchTree:
         if found:
             yield found
 
-    def _watch(self, path: bytes, handle: int) -> None:
+    def _take_entry(
+        self, directory: bytes, handle: int, entry: os.DirEntry[str], found: list[Sighting], waiting: list[bytes]
+    ) -> None:
+        path = os.path.join(directory, os.fsencode(entry.name))
         try:
-            wd = self._inotify.add(handle)
-        except OSError as exc:
-            if exc.errno not in (errno.ENOSPC, errno.ENOMEM):
-                return  # deleted since it was opened
-            self.unwatched += 1
+            info = entry.stat(follow_symlinks=False)
+        except OSError:
+            return  # gone: announced
+        is_directory = stat.S_ISDIR(info.st_mode)
+        if not (is_directory or stat.S_ISREG(info.st_mode)) or self.is_ignored(path, is_directory=is_directory):
             return
-        earlier = self._wds.get(path)
-        if earlier is not None and earlier != wd:
-            # another directory has this name now; where the former one went we are told by its own events
-            self._inotify.remove(earlier)
-            self._forget(earlier)
-        self._forget(wd)
-        self._paths[wd], self._wds[path] = path, wd
-        self._seen.add(wd)
+        if is_directory:
+            waiting.append(path)
+            return
+        if info.st_nlink > 1:
+            self._watch_file(path, handle, entry.name)
+        found.append(Sighting(path, Happening.SETTLE, signature_of(info)))
 
-    def _forget(self, wd: int) -> None:
-        path = self._paths.pop(wd, None)
-        if path is not None and self._wds.get(path) == wd:
-            del self._wds[path]
+    def _watch_file(self, path: bytes, directory: int, name: str) -> None:
+        try:
+            handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except OSError:
+            return
+        try:
+            self._watches.place(path, handle, kernel.WATCH_FILE)
+        finally:
+            os.close(handle)
+
+    def _watch_above(self) -> None:
+        """Watch the directories that the root lies in: when one of them moves, so does the root, without a word."""
+        above = os.path.dirname(self.root)
+        while True:
+            try:
+                handle = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                return  # the root is gone, and looked for until it is back
+            try:
+                self._above.add(self._inotify.add(handle, kernel.WATCH_ABOVE))
+            except OSError:
+                pass  # the limit of watches: the root's own watch will fail, too, and that is told
+            finally:
+                os.close(handle)
+            if above == b"/":
+                return
+            above = os.path.dirname(above)

@@ -81,17 +81,17 @@ def test_json_verdict_has_every_field(verify, production):
 
 
 @pytest.mark.parametrize("json_flag", [(), ("--json",)])
-def test_refused_document_exits_6_with_the_reason(verify, production, json_flag):
+def test_refused_document_exits_17_with_the_reason(verify, production, json_flag):
     result = verify(production.path, "--at", "document", "--pcr", "0=" + "ab" * 48, *json_flag)
-    assert result.code == 6
+    assert result.code == 17
     assert "PCR0 is" in result.out
     assert result.err.count("\n") == 1
     if json_flag:
         assert json.loads(result.out)["verified"] is False
 
 
-def test_expired_document_exits_6_live(verify, production):
-    assert verify(production.path).code == 6
+def test_expired_document_exits_12_live(verify, production):
+    assert verify(production.path).code == 12
 
 
 @pytest.mark.parametrize(
@@ -123,14 +123,14 @@ def test_unusable_file_exits_2(verify, tmp_path, content):
     assert result.err.startswith("attest: cannot read document")
 
 
-def test_changed_document_exits_6(verify, production, tmp_path):
+def test_changed_document_exits_by_what_was_changed(verify, production, tmp_path):
     path = tmp_path / "doc"
-    for position in (0, 5, 700, len(production.raw) - 1):
+    for position, code in ((0, 11), (5, 11), (700, 13), (3000, 12), (len(production.raw) - 1, 13)):
         changed = bytearray(production.raw)
         changed[position] ^= 0x10
         path.write_bytes(changed)
-        assert verify(path, "--at", production.made_at_ms).code == 6
-        assert verify(path, "--at", "document").code == 6
+        assert verify(path, "--at", production.made_at_ms).code == code
+        assert verify(path, "--at", "document").code == code
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_missing_file_exits_2(verify, tmp_path):
 def test_development_root_counts_only_when_named(verify, development):
     made = development()
     refused = verify(made.doc)
-    assert refused.code == 6
+    assert refused.code == 12
     assert "another root" in refused.err
     accepted = verify(made.doc, "--insecure-dev-root", made.root)
     assert accepted.code == 0
@@ -178,12 +178,12 @@ def test_development_root_counts_only_when_named(verify, development):
 
 
 def test_named_development_root_replaces_the_aws_root(verify, development, production):
-    assert verify(production.path, "--at", "document", "--insecure-dev-root", development().root).code == 6
+    assert verify(production.path, "--at", "document", "--insecure-dev-root", development().root).code == 12
 
 
 def test_debug_document_needs_the_flag(verify, data_dir):
     path = os.path.join(data_dir, "attdoc-2022-10-debug-mode.cbor")
-    assert verify(path, "--at", "document").code == 6
+    assert verify(path, "--at", "document").code == 16
     assert verify(path, "--at", "document", "--allow-debug").code == 0
 
 
@@ -199,14 +199,14 @@ def test_nonce_and_binding(verify, development, tmp_path):
     (tmp_path / "other.pem").write_bytes(TlsIdentity.generate("enclave").certificate_pem)
     trust = ("--insecure-dev-root", made.root, "--nonce", "cafe")
     assert verify(made.doc, *trust, "--service", "ra-web-srv", "--certificate", tmp_path / "tls.pem").code == 0
-    assert verify(made.doc, *trust, "--service", "pipeline", "--certificate", tmp_path / "tls.pem").code == 6
-    assert verify(made.doc, *trust, "--service", "ra-web-srv", "--certificate", tmp_path / "other.pem").code == 6
+    assert verify(made.doc, *trust, "--service", "pipeline", "--certificate", tmp_path / "tls.pem").code == 19
+    assert verify(made.doc, *trust, "--service", "ra-web-srv", "--certificate", tmp_path / "other.pem").code == 19
     assert verify(made.doc, *trust, "--certificate", tmp_path / "tls.pem").code == 2
     # without a certificate the bound key is shown, for the caller to pin
-    assert verify(made.doc, *trust, "--service", "pipeline").code == 6
+    assert verify(made.doc, *trust, "--service", "pipeline").code == 19
     shown = verify(made.doc, *trust, "--service", "ra-web-srv", "--json")
     assert json.loads(shown.out)["binding"] == {"service": "ra-web-srv", "spki_sha256": identity.spki_sha256.hex()}
-    assert verify(made.doc, "--insecure-dev-root", made.root, "--nonce", "cafe00").code == 6
+    assert verify(made.doc, "--insecure-dev-root", made.root, "--nonce", "cafe00").code == 15
 
 
 def test_policy_and_measurements_files(verify, production, tmp_path):
@@ -217,5 +217,5 @@ def test_policy_and_measurements_files(verify, production, tmp_path):
     result = verify(production.path, "--at", "document", *files, "--json")
     assert json.loads(result.out)["compared_pcrs"] == [0, 4]
     (tmp_path / "p.yaml").write_text("pcrs: {}\nmax_age_s: 5\n")
-    assert verify(production.path, "--at", production.made_at_ms + 6000, *files).code == 6
+    assert verify(production.path, "--at", production.made_at_ms + 6000, *files).code == 14
     assert verify(production.path, "--at", production.made_at_ms + 6000, *files, "--max-age", "10").code == 0

@@ -29,7 +29,7 @@ def test_live_document_is_accepted_and_described(check, chain):
     assert (verified.user_data, verified.nonce, verified.public_key) == (b"u", b"n", None)
     assert verified.development_root
     assert tuple(seen) == verified.steps
-    assert [step.name for step in seen] == ["format", "chain", "signature", "freshness", "nonce", "pcrs"]
+    assert [step.name for step in seen] == ["format", "chain", "signature", "freshness", "nonce", "debug", "pcrs"]
 
 
 @pytest.mark.parametrize("sent", [b"m", b"nn", b""])

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 from enclavekit_core import bus_setup
-from enclavekit_core.bus import BUCKET_HASHES, HASH_BYTES, SERVICE_FS_MONITOR, SERVICE_RA, key_of_path
+from enclavekit_core.bus import BUCKET_HASHES, BUCKET_RECORDS, HASH_BYTES, SERVICE_FS_MONITOR, SERVICE_RA, key_of_path
 from enclavekit_core.bus_connection import Bus, follow, list_entries, load_credentials
 from enclavekit_core.bus_setup import credentials_path
 
@@ -158,6 +158,25 @@ async def test_follow_has_no_gap_between_list_and_changes(server, directory):
 
 
 @needs_server
+async def test_entries_carry_the_revision_of_their_change(server, directory):
+    writer = await connect(server, SERVICE_FS_MONITOR, directory)
+    bucket = await writer.bucket(BUCKET_HASHES, create=True)
+    expected = [await bucket.put(f"/data/{number}", bytes(HASH_BYTES)) for number in range(3)]
+    changes = follow(bucket)
+    seen = [entry.revision async for entry in _until_listed(changes)]
+    await changes.aclose()
+    assert seen == expected == sorted(expected)
+    await writer.close()
+
+
+async def _until_listed(changes):
+    async for entry in changes:
+        if entry is None:
+            return
+        yield entry
+
+
+@needs_server
 async def test_a_listing_ends_while_its_messages_are_replaced(server, directory):
     writer, reader = [await connect(server, service, directory) for service in (SERVICE_FS_MONITOR, SERVICE_RA)]
     bucket = await writer.bucket(BUCKET_HASHES, create=True)
@@ -188,10 +207,14 @@ async def test_a_listing_ends_when_its_newest_message_was_removed(open_server):
 async def test_ra_may_not_write_nor_touch_other_streams(server, directory):
     writer, reader = [await connect(server, service, directory) for service in (SERVICE_FS_MONITOR, SERVICE_RA)]
     await writer.bucket(BUCKET_HASHES, create=True)
+    await (await writer.bucket(BUCKET_RECORDS, create=True)).put("/data/a", b"{}")
+    assert await list_entries(await reader.bucket(BUCKET_RECORDS, create=False)) == {"/data/a": b"{}"}
     client = reader._client
     jetstream = client.jetstream(timeout=0.5)
     for attempt in (
         lambda: jetstream.publish("$KV.fs_hashes./data/evil", bytes(HASH_BYTES)),
+        lambda: jetstream.publish("$KV.fs_records./data/evil", b"{}"),
+        lambda: jetstream.purge_stream("KV_fs_records"),
         lambda: jetstream.delete_stream("KV_fs_hashes"),
         lambda: jetstream.purge_stream("KV_fs_hashes"),
         lambda: jetstream.add_stream(name="other", subjects=["other"]),

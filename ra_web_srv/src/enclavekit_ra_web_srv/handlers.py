@@ -17,6 +17,7 @@ from enclavekit_core.file_hash import FileHash
 from enclavekit_core.logs import get_logger
 
 from enclavekit_ra_web_srv import requests
+from enclavekit_ra_web_srv.attest_ahead import AttestAhead
 from enclavekit_ra_web_srv.evidence import Evidence
 from enclavekit_ra_web_srv.file_hasher import FileHasher, HasherBusyError, NoSuchFileError, UnstableFileError
 from enclavekit_ra_web_srv.jobs import Jobs, TooManyJobsError
@@ -87,9 +88,10 @@ class Handlers:
         evidence: Evidence,
         spki_sha256: bytes,
         bus: Bus | None,
+        ahead: AttestAhead,
     ) -> None:
         self._roots, self._hasher, self._known, self._jobs = roots, hasher, known, jobs
-        self._nsm, self._evidence, self._spki_sha256, self._bus = nsm, evidence, spki_sha256, bus
+        self._nsm, self._evidence, self._spki_sha256, self._bus, self._ahead = nsm, evidence, spki_sha256, bus, ahead
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[errors_to_json], client_max_size=MAX_BODY_BYTES)
@@ -111,7 +113,8 @@ class Handlers:
     async def health(self, request: web.Request) -> web.Response:
         """Whether the server answers; asks neither device nor bus."""
         bus = "off" if self._bus is None else "connected" if self._bus.is_connected else "disconnected"
-        return json_response({"status": "ok", "bus": bus, "files_on_bus": self._known.on_bus})
+        counts = {"files_on_bus": self._known.on_bus, "attested_ahead": self._ahead.attested}
+        return json_response({"status": "ok", "bus": bus, **counts})
 
     async def generate(self, request: web.Request) -> web.Response:
         """Begin to hash a file, or every file below a directory."""

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which files may be asked for: those that fs-monitor put on the bus, and those that somebody had generated.
 
-From the bus come names only. A hash that stands there is never passed on: the file is hashed again (`file_hasher`).
+A hash that stands on the bus is never passed on: the file is hashed again (`file_hasher`). The bus is followed by
+revisions: one subscription brings first what is there, then every change, so that nothing falls between, and after an
+outage only what has another revision counts as changed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from enclavekit_core.bus import path_of_key
 from enclavekit_core.bus_connection import MAX_RETRY_S, MIN_RETRY_S, Bus, Entry, follow
@@ -16,15 +18,17 @@ from enclavekit_core.errors import RemoteProtocolError
 from enclavekit_core.logs import get_logger
 
 MAX_GENERATED = 100_000  # the oldest is forgotten, and can be generated again
-MAX_ON_BUS = 1_000_000  # as many as the bus's store holds; some 150 MB of names
+MAX_ON_BUS = 1_000_000  # as many as the bus's store holds; some 200 MB of names
 
 log = get_logger("ra-web-srv")
 
 
 class KnownFiles:
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[bytes, bytes | None], None] = lambda path, digest: None) -> None:
+        """`changed` is told each path whose entry on the bus is another, with its hash there; None: deleted."""
+        self._changed = changed
         self._generated: collections.OrderedDict[bytes, None] = collections.OrderedDict()
-        self._on_bus: set[bytes] = set()
+        self._on_bus: dict[bytes, int] = {}  # path -> revision of its entry
 
     def __contains__(self, path: bytes) -> bool:
         return path in self._on_bus or path in self._generated
@@ -80,7 +84,9 @@ class KnownFiles:
                     if listed is not None and (path := _path_of(entry)):
                         listed.add(path)
                 elif listed is not None:
-                    self._on_bus &= listed  # what was deleted while we were away
+                    for path in self._on_bus.keys() - listed:  # what was deleted while we were away
+                        del self._on_bus[path]
+                        self._changed(path, None)
                     listed = None
         finally:
             outage.cancel()
@@ -93,9 +99,13 @@ class KnownFiles:
         if path is None:
             return
         if entry.value is None:
-            self._on_bus.discard(path)
-        elif len(self._on_bus) < MAX_ON_BUS:
-            self._on_bus.add(path)
+            if self._on_bus.pop(path, None) is not None:
+                self._changed(path, None)
+        elif path in self._on_bus or len(self._on_bus) < MAX_ON_BUS:
+            # one server's revisions only rise; a lower one is of a bucket that was made anew
+            if self._on_bus.get(path) != entry.revision:
+                self._on_bus[path] = entry.revision
+                self._changed(path, entry.value)
         else:
             log.error("cannot keep more files of the bus", limit=MAX_ON_BUS)
 

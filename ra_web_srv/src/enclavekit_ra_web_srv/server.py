@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from typing import Any
 
 from aiohttp import web
 from enclavekit_attestation.binding import TlsIdentity
 from enclavekit_core.address import VsockAddress, parse_address
+from enclavekit_core.aio import end_tasks
 from enclavekit_core.bus import SERVICE_RA
 from enclavekit_core.bus_connection import Bus, load_credentials
 from enclavekit_core.errors import ConfigError
@@ -17,6 +19,7 @@ from enclavekit_core.logs import get_logger
 from enclavekit_core.streams import Listener
 from enclavekit_core.tls import server_context
 
+from enclavekit_ra_web_srv.attest_ahead import AttestAhead
 from enclavekit_ra_web_srv.config import Config
 from enclavekit_ra_web_srv.evidence import Evidence
 from enclavekit_ra_web_srv.file_hasher import FileHasher
@@ -51,13 +54,15 @@ async def serve(config: Config, *, print_address: bool = False) -> None:
         nsm = NsmWorker(config.nsm)
         stack.callback(nsm.close)
         identity = TlsIdentity.generate(SERVICE_RA)
-        hasher, known = FileHasher(), KnownFiles()
+        hasher = FileHasher()
         stack.callback(hasher.close)
+        evidence = Evidence(nsm, identity)
+        ahead = AttestAhead(roots, hasher, evidence)
+        known = KnownFiles(ahead.note)
         jobs = Jobs(hasher, known)
         stack.push_async_callback(jobs.close)
         bus = Bus(config.nats_url, SERVICE_RA, credentials) if config.bus else None
-        evidence = Evidence(nsm, identity)
-        handlers = Handlers(roots, hasher, known, jobs, nsm, evidence, identity.spki_sha256, bus)
+        handlers = Handlers(roots, hasher, known, jobs, nsm, evidence, identity.spki_sha256, bus, ahead)
 
         listener = stack.enter_context(Listener(address))
         runner = web.AppRunner(
@@ -72,19 +77,21 @@ async def serve(config: Config, *, print_address: bool = False) -> None:
         if print_address:
             print(listener.bound_address, flush=True)
 
-        following = None
+        following: list[asyncio.Future[None]] = []
         if bus is not None:
-            following = asyncio.ensure_future(known.follow_bus(bus, config.hash_bucket_name))
+            parts = (known.follow_bus(bus, config.hash_bucket_name), ahead.run())
+            following = [asyncio.ensure_future(part) for part in parts]
             stack.push_async_callback(_end_following, following, bus)
         stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait([stopping, *([following] if following else [])], return_when=asyncio.FIRST_COMPLETED)
+        ends: list[asyncio.Future[Any]] = [stopping, *following]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if following is not None and following.done():
-            following.result()  # it ends by an error only
+        for part in following:
+            if part.done():
+                part.result()  # they end by an error only
     log.info("stopped")
 
 
-async def _end_following(following: asyncio.Future[None], bus: Bus) -> None:
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
+async def _end_following(following: list[asyncio.Future[None]], bus: Bus) -> None:
+    await end_tasks(following)
     await bus.close()

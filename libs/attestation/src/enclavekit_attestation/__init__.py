@@ -3,14 +3,22 @@
 
 from enclavekit_attestation.binding import TlsIdentity, check_binding, encode_binding
 from enclavekit_attestation.document import AttestationDocument, parse_document
+from enclavekit_attestation.measurement import MeasurementSet
 from enclavekit_attestation.policy import Policy, load_measurements, load_policy
+from enclavekit_attestation.report import Mode, RefusedError, Report, Step, VerifiedDocument
 from enclavekit_attestation.roots import read_insecure_dev_root
-from enclavekit_attestation.verify import Mode, VerifiedDocument, verify_document
+from enclavekit_attestation.verify import DOCUMENT_TIME, Binding, verify, verify_document
 
 __all__ = [
+    "DOCUMENT_TIME",
     "AttestationDocument",
+    "Binding",
+    "MeasurementSet",
     "Mode",
     "Policy",
+    "RefusedError",
+    "Report",
+    "Step",
     "TlsIdentity",
     "VerifiedDocument",
     "check_binding",
@@ -19,5 +27,6 @@ __all__ = [
     "load_policy",
     "parse_document",
     "read_insecure_dev_root",
+    "verify",
     "verify_document",
 ]

@@ -5,8 +5,9 @@ Done explicitly, rule by rule, because general path validators do not fit: the i
 identifiers before mid-2024, the leaf has no subject alternative name, and AWS says not to follow the CRL links.
 
 Checked on every certificate: P-384 key, ECDSA with SHA-384, validity at the chosen moment, no unknown critical
-extension. On every CA: basicConstraints critical with CA true, keyCertSign, pathlen. On the leaf: CA false, no pathlen,
-digitalSignature, not keyCertSign. Between neighbours: issuer equals subject byte by byte, and the signature.
+extension, and one encoding of what is around the signed bytes. On every CA: basicConstraints critical with CA true,
+keyCertSign, pathlen. On the leaf: CA false, no pathlen, digitalSignature, not keyCertSign. Between neighbours: issuer
+equals subject byte by byte, and the signature. None but the root is self-issued.
 
 Source: RFC 5280 section 6; attestation_process.md of aws-nitro-enclaves-nsm-api.
 """
@@ -26,6 +27,7 @@ from enclavekit_core.errors import VerificationError
 
 from enclavekit_attestation.roots import root_fingerprint
 
+ECDSA_WITH_SHA384_DER = bytes.fromhex("300a06082a8648ce3d040303")  # AlgorithmIdentifier
 UNDERSTOOD = (ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE)  # may be critical
 
 
@@ -35,7 +37,10 @@ class Certificate:
 
     name: str
     """For messages: "cabundle[1]"."""
+    der: bytes
     version: x509.Version
+    common_name: str
+    """For people only; names are compared by `subject` and `issuer`."""
     subject: bytes
     issuer: bytes
     not_before: datetime.datetime
@@ -53,7 +58,9 @@ class Certificate:
             parsed = x509.load_der_x509_certificate(der)
             return cls(
                 name=name,
+                der=der,
                 version=parsed.version,
+                common_name=ascii(parsed.subject.rfc4514_string())[1:101],
                 subject=parsed.subject.public_bytes(),
                 issuer=parsed.issuer.public_bytes(),
                 not_before=parsed.not_valid_before_utc,
@@ -66,6 +73,12 @@ class Certificate:
             )
         except Exception as exc:  # hostile bytes: whichever of its exceptions the parser picks, it is no certificate
             raise _refuse(name, "it is not a well-formed X.509 certificate") from exc
+
+    def p384_key(self) -> EllipticCurvePublicKey:
+        """Return the key. Raises VerificationError unless it is on P-384."""
+        if not isinstance(self.key, EllipticCurvePublicKey) or not isinstance(self.key.curve, SECP384R1):
+            raise _refuse(self.name, "its key is not on P-384")
+        return self.key
 
 
 def verify_chain(leaf_der: bytes, cabundle: Sequence[bytes], root_der: bytes, at_ms: int) -> EllipticCurvePublicKey:
@@ -93,6 +106,8 @@ def verify_chain(leaf_der: bytes, cabundle: Sequence[bytes], root_der: bytes, at
     _check_issued(root, root, issuer_key)
     for position, der in enumerate(cabundle[1:], start=1):
         authority = Certificate.load(der, f"cabundle[{position}]")
+        if authority.subject == authority.issuer:
+            raise _refuse(authority.name, "it is self-issued, which only the root is")
         key = _check_common(authority, at)
         _check_ca(authority, below=len(cabundle) - 1 - position)
         _check_issued(authority, issuer, issuer_key)
@@ -110,9 +125,9 @@ def _check_common(certificate: Certificate, at: datetime.datetime) -> EllipticCu
         raise _refuse(certificate.name, "it is not of version 3")
     if certificate.algorithm != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
         raise _refuse(certificate.name, "it is not signed with ECDSA and SHA-384")
-    key = certificate.key
-    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP384R1):
-        raise _refuse(certificate.name, "its key is not on P-384")
+    key = certificate.p384_key()
+    if certificate.der != _encode_outside(certificate.signed_bytes, certificate.signature):
+        raise _refuse(certificate.name, "what is around its signed bytes is not DER")
     if at < certificate.not_before:
         raise _refuse(certificate.name, f"it is not valid before {certificate.not_before:%Y-%m-%dT%H:%M:%SZ}")
     if at > certificate.not_after:
@@ -121,6 +136,20 @@ def _check_common(certificate: Certificate, at: datetime.datetime) -> EllipticCu
         if extension.critical and extension.oid not in UNDERSTOOD:
             raise _refuse(certificate.name, f"it has an unknown critical extension {extension.oid.dotted_string}")
     return key
+
+
+def _encode_outside(signed_bytes: bytes, signature: bytes) -> bytes:
+    """Return the certificate of these parts. Parsers take a second form, e.g. unused bits in the signature."""
+    bits = b"\0" + signature
+    content = signed_bytes + ECDSA_WITH_SHA384_DER + b"\x03" + _der_length(len(bits)) + bits
+    return b"\x30" + _der_length(len(content)) + content
+
+
+def _der_length(length: int) -> bytes:
+    if length < 0x80:
+        return bytes([length])
+    size = (length.bit_length() + 7) // 8
+    return bytes([0x80 + size]) + length.to_bytes(size, "big")
 
 
 def _check_ca(certificate: Certificate, *, below: int) -> None:

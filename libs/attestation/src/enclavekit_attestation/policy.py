@@ -1,28 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a verified document must say to be accepted.
+"""What a verified document must say to be accepted. `load_policy` reads it from a file, see policy_file.
 
-A policy file is YAML (or JSON): `pcrs: {0: <hex>, 8: <hex>}`, `allow_debug: false`, `max_age_s: 300`. Unknown keys are
-errors. `Policy.from_measurements` takes the JSON of `eif describe`, `nitro-cli describe-eif` or `build-enclave`.
+`Policy.from_measurements` takes the JSON of `eif describe`, `nitro-cli describe-eif` or `build-enclave`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from enclavekit_core.errors import ConfigError, VerificationError
 
-from enclavekit_attestation.document import CODE_PCRS, MAX_PCRS, SIGNING_PCR, AttestationDocument
+from enclavekit_attestation.document import CODE_PCRS, SIGNING_PCR, AttestationDocument
+from enclavekit_attestation.measurement import (
+    MeasurementSet,
+    check_expected,
+    merge_expected,
+    parse_pcr,
+    parse_pcrs,
+    pins_image,
+    shown,
+)
+from enclavekit_attestation.roots import TrustedRoot
+from enclavekit_attestation.user_data import UserDataDemand
 
-PCR_BYTES = 48  # SHA-384, the only digest of the NSM
-ZERO_PCR = bytes(PCR_BYTES)
+__all__ = ["Policy", "load_measurements", "load_policy", "parse_pcr", "parse_pcrs"]
+
 DEFAULT_MAX_AGE_S = 300.0  # live checks: long enough for a slow link, far below the leaf's three hours
 DEFAULT_CLOCK_SKEW_S = 60.0  # how far the NSM's clock may be ahead of ours
 MAX_MEASUREMENTS_BYTES = 1024 * 1024  # describe-eif output with its metadata is a few KiB
-PCR_NAME = re.compile(r"(?:PCR)?(0|[1-9][0-9]?)\Z", re.IGNORECASE | re.ASCII)
+HIDDEN_IN_DEBUG = frozenset((*CODE_PCRS, SIGNING_PCR))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +39,29 @@ class Policy:
     """Expected PCRs and freshness. Raises ConfigError when made of values that no document can or may meet."""
 
     pcrs: dict[int, bytes] = field(default_factory=dict)
-    """Expected value by index; those not named are not compared. See `identifies_code`."""
+    """Expected value by index, always; those not named are not compared. See `identifies_code`."""
     allow_debug: bool = False
     """Accept an enclave in debug mode, whose PCR0..2 are zero: proves nothing about the code inside."""
     max_age_s: float | None = None
     """Oldest document accepted, seconds. None: DEFAULT_MAX_AGE_S for live checks, no limit for archival ones."""
     clock_skew_s: float = DEFAULT_CLOCK_SKEW_S
     """How far a document's timestamp may lie in the future, seconds."""
+    measurements: tuple[MeasurementSet, ...] = ()
+    """Sets of which one must be met, besides `pcrs`; none means that there is nothing to choose from."""
+    user_data: UserDataDemand | None = None
+    """What `user_data` must be; None: anything."""
+    roots: tuple[TrustedRoot, ...] = ()
+    """Where chains may end; none means AWS's pinned root alone."""
+    require_nonce: bool = False
+    """Refuse live checks for which the caller has sent no nonce."""
 
     def __post_init__(self) -> None:
-        for index, value in self.pcrs.items():
-            if not 0 <= index < MAX_PCRS:
-                raise ConfigError("policy", f"PCR{index}", f"the index is not from 0 to {MAX_PCRS - 1}")
-            if len(value) != PCR_BYTES:
-                raise ConfigError("policy", f"PCR{index}", f"it has {len(value)} bytes instead of {PCR_BYTES}")
-            if index in CODE_PCRS and value == ZERO_PCR:
-                raise ConfigError("policy", f"PCR{index}", "zero is the value of every debug enclave, not of an image")
+        check_expected(self.pcrs)
+        names = [one.name for one in self.measurements]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ConfigError("policy", repeated, "two measurement sets have this name")
+        for one in self.measurements:
+            merge_expected(self.pcrs, one.pcrs)
         if self.max_age_s is not None and not 0 < self.max_age_s < float("inf"):
             raise ConfigError("policy", "max_age_s", "it is not a positive number of seconds")
         if not 0 <= self.clock_skew_s < float("inf"):
@@ -53,8 +69,10 @@ class Policy:
 
     @property
     def identifies_code(self) -> bool:
-        """Whether the expected PCRs pin the whole image: PCR0, or both PCR1 and PCR2."""
-        return 0 in self.pcrs or (1 in self.pcrs and 2 in self.pcrs)
+        """Whether the expected PCRs pin the whole image, whichever set is met: PCR0, or both PCR1 and PCR2."""
+        if not self.measurements:
+            return pins_image(self.pcrs)
+        return all(pins_image({*self.pcrs, *one.pcrs}) for one in self.measurements)
 
     @classmethod
     def from_measurements(cls, measurements: Mapping[str, Any], source: str = "measurements") -> Policy:
@@ -76,16 +94,12 @@ class Policy:
 
     def with_pcrs(self, more: Mapping[int, bytes]) -> Policy:
         """Return this policy with further expectations. Raises ConfigError where the two contradict each other."""
-        for index, value in more.items():
-            if self.pcrs.get(index, value) != value:
-                raise ConfigError("policy", f"PCR{index}", "two different values are expected")
-        return replace(self, pcrs={**self.pcrs, **more})
+        return replace(self, pcrs=merge_expected(self.pcrs, more))
 
-    def check_pcrs(self, document: AttestationDocument) -> list[int]:
-        """Compare the PCRs of an authenticated document; return the indices that were compared and equal.
+    def check_debug(self, document: AttestationDocument) -> None:
+        """Check that the document tells about code at all.
 
-        Raises:
-            VerificationError: debug mode not allowed, PCR0..2 missing or partly zero, a value missing or different.
+        Raises: VerificationError: PCR0..2 missing or partly zero, or debug mode, which is not allowed.
         """
         missing = [index for index in CODE_PCRS if index not in document.pcrs]
         if missing:
@@ -95,17 +109,33 @@ class Policy:
             raise VerificationError("PCRs", f"PCR{zero[0]} is zero, which no image has")
         if document.is_debug and not self.allow_debug:
             raise VerificationError("PCRs", "PCR0, PCR1 and PCR2 are zero: the enclave runs in debug mode")
-        compared = []
+
+    def check_pcrs(self, document: AttestationDocument, at_ms: int) -> tuple[list[int], str | None]:
+        """Compare the PCRs of an authenticated document that `check_debug` has passed.
+
+        Returns: the indices that were compared and equal, and the name of the measurement set that was met, if any.
+        Raises: VerificationError: a value missing or different, or no set met.
+        """
+        lenient = document.is_debug and self.allow_debug  # debug mode hides some of them, and the result says so
+        hidden = frozenset(index for index in HIDDEN_IN_DEBUG if lenient and not any(document.pcrs.get(index, b"\1")))
         for index, expected in sorted(self.pcrs.items()):
             actual = document.pcrs.get(index)
-            if document.is_debug and index in (*CODE_PCRS, SIGNING_PCR) and actual is not None and not any(actual):
-                continue  # debug mode hides them; it was allowed above, and the result says so
-            if actual != expected:
-                shown = "missing" if actual is None else actual.hex()
-                reason = f"PCR{index} is {shown}, expected {expected.hex()}"
+            if index not in hidden and actual != expected:
+                reason = f"PCR{index} is {shown(actual)}, expected {expected.hex()}"
                 raise VerificationError("PCRs", reason, expected=expected, actual=actual)
-            compared.append(index)
-        return compared
+        if not self.measurements:
+            return sorted(set(self.pcrs) - hidden), None
+        refusals = []
+        for one in self.measurements:
+            if (refusal := one.mismatch(document.pcrs, at_ms, hidden)) is None:
+                return sorted({*self.pcrs, *one.pcrs} - hidden), one.name
+            refusals.append(f"{one.name}: {refusal}")
+        raise VerificationError(
+            "PCRs",
+            f"no measurement set is met ({'; '.join(refusals)})",
+            expected={one.name: one.pcrs for one in self.measurements},
+            actual=document.pcrs,
+        )
 
     def max_age_ms(self, *, archival: bool) -> int | None:
         """Return the greatest age in milliseconds; None means no limit."""
@@ -114,34 +144,11 @@ class Policy:
         return None if archival else int(DEFAULT_MAX_AGE_S * 1000)
 
 
-def parse_pcr(name: object, value: object, source: str = "policy") -> tuple[int, bytes]:
-    """Parse one expectation: `name` is "0", "PCR0" or 0, `value` 96 hex digits. Raises ConfigError."""
-    match = PCR_NAME.match(str(name))
-    if match is None or isinstance(name, bool):
-        raise ConfigError(source, str(name), "it is not the name of a PCR")
-    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{96}", value):
-        raise ConfigError(source, str(name), f"its value is not {2 * PCR_BYTES} hex digits")
-    return int(match[1]), bytes.fromhex(value)
-
-
-def parse_pcrs(table: Mapping[Any, object], source: str = "policy") -> dict[int, bytes]:
-    """Parse a map of expectations. Raises ConfigError, also if one PCR is named twice."""
-    pcrs: dict[int, bytes] = {}
-    for name, text in table.items():
-        index, value = parse_pcr(name, text, source)
-        if index in pcrs:
-            raise ConfigError(source, str(name), "it is named twice")
-        pcrs[index] = value
-    return pcrs
-
-
 def load_policy(path: str) -> Policy:
     """Read a policy file. Raises ConfigError."""
-    from enclavekit_attestation.policy_file import PolicyFile, load_config
+    from enclavekit_attestation.policy_file import read_policy
 
-    loaded = load_config(PolicyFile, path)
-    skew = DEFAULT_CLOCK_SKEW_S if loaded.clock_skew_s is None else loaded.clock_skew_s
-    return Policy(parse_pcrs(loaded.pcrs, path), loaded.allow_debug, loaded.max_age_s, skew)
+    return read_policy(path)
 
 
 def load_measurements(path: str) -> Policy:

@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verdict of `attest verify`, for people and for programs. Pure.
 
-JSON: `verified` (bool), `steps` ([{name, detail}] that passed); if verified all fields of the document, byte strings in
-hex, times in milliseconds, `binding` where --service was given; if not `failed_step` and `reason`.
+JSON: `verified` (bool), `mode`, `steps` ([{name, passed, detail, found, expected}]); if verified all fields of the
+document, byte strings in hex, times in milliseconds, `binding` where --service was given; else `failed_step`, `reason`.
 """
 
 from __future__ import annotations
 
-import datetime
+import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from enclavekit_core.errors import VerificationError
-
-from enclavekit_attestation.verify import Mode, Step, VerifiedDocument
+from enclavekit_attestation.measurement import moment
+from enclavekit_attestation.report import Mode, Report, Step, StepName, VerifiedDocument
 
 DEVELOPMENT = "this proves nothing about AWS hardware or confidentiality"
-Binding = tuple[str, bytes]  # service, SHA-256 of its TLS key's SPKI
 SHOWN_BYTES = 48  # of user_data and the like, for people; --json has all
+MARKS = {True: "ok", False: "FAIL", None: "-"}
 
 
-def success_text(document: VerifiedDocument, steps: Sequence[Step]) -> str:
-    lines = [_step_line("ok", step.name, step.detail) for step in steps]
-    lines += ["", f"module     {document.module_id}", f"made at    {_moment(document.timestamp_ms)}"]
+def as_text(report: Report) -> str:
+    lines = [_step_line(step) for step in report.steps]
+    document = report.document
+    if document is None:
+        return "\n".join([*lines, "", "NOT VERIFIED"])
+    lines += ["", f"module     {document.module_id}", f"made at    {moment(document.timestamp_ms)}"]
     for index, value in sorted(document.pcrs.items()):
         if any(value) or index <= 2:
             lines.append(f"{f'PCR{index}':10} {value.hex()}")
@@ -32,53 +34,45 @@ def success_text(document: VerifiedDocument, steps: Sequence[Step]) -> str:
         ("nonce", document.nonce),
     ):
         if field is not None:
-            lines.append(f"{name:10} {_show(field)}")
+            lines.append(f"{name:10} {show(field)}")
     lines += ["", *(f"note: {note}" for note in notes_of(document))]
-    lines.append(f"VERIFIED ({document.mode.value}, as of {_moment(document.verified_at_ms)})")
+    lines.append(f"VERIFIED ({document.mode.value}, as of {moment(document.verified_at_ms)})")
     return "\n".join(lines)
 
 
-def success_json(document: VerifiedDocument, steps: Sequence[Step], binding: Binding | None = None) -> str:
-    return json.dumps(
-        {
-            "verified": True,
-            "mode": document.mode.value,
-            "verified_at_ms": document.verified_at_ms,
-            "development_root": document.development_root,
-            "root_sha256": document.root_sha256,
-            "debug": document.debug,
-            "module_id": document.module_id,
-            "timestamp_ms": document.timestamp_ms,
-            "pcrs": {str(index): value.hex() for index, value in sorted(document.pcrs.items())},
-            "compared_pcrs": list(document.compared_pcrs),
-            "nonce_checked": document.nonce_checked,
-            "public_key": _hex(document.public_key),
-            "user_data": _hex(document.user_data),
-            "nonce": _hex(document.nonce),
-            "binding": None if binding is None else {"service": binding[0], "spki_sha256": binding[1].hex()},
-            "notes": list(notes_of(document)),
-            "steps": [{"name": step.name, "detail": step.detail} for step in steps],
-        },
-        indent=2,
-    )
+def as_json(report: Report, service: str | None = None) -> str:
+    """Return the verdict; `service` is whose binding was checked."""
+    document, failure = report.document, report.first_failure
+    table: dict[str, object] = {"verified": report.passed, "mode": report.mode.value}
+    if document is not None:
+        table |= _fields_of(document)
+        bound = next((step.found for step in report.steps if step.name == StepName.BINDING), None)
+        table["binding"] = None if bound is None else {"service": service, "spki_sha256": bound}
+        table["notes"] = list(notes_of(document))
+    elif failure is not None:
+        table |= {"failed_step": failure.name, "reason": failure.detail}
+    table["steps"] = [dataclasses.asdict(step) for step in report.steps]
+    return json.dumps(table, indent=2)
 
 
-def failure_text(steps: Sequence[Step], error: VerificationError) -> str:
-    lines = [_step_line("ok", step.name, step.detail) for step in steps]
-    lines += [_step_line("FAIL", error.what, error.reason), "", "NOT VERIFIED"]
-    return "\n".join(lines)
-
-
-def failure_json(steps: Sequence[Step], error: VerificationError) -> str:
-    return json.dumps(
-        {
-            "verified": False,
-            "failed_step": error.what,
-            "reason": error.reason,
-            "steps": [{"name": step.name, "detail": step.detail} for step in steps],
-        },
-        indent=2,
-    )
+def _fields_of(document: VerifiedDocument) -> dict[str, object]:
+    return {
+        "verified_at_ms": document.verified_at_ms,
+        "needs_anchor": document.needs_anchor,
+        "development_root": document.development_root,
+        "partition": document.partition,
+        "root_sha256": document.root_sha256,
+        "debug": document.debug,
+        "module_id": document.module_id,
+        "timestamp_ms": document.timestamp_ms,
+        "pcrs": {str(index): value.hex() for index, value in sorted(document.pcrs.items())},
+        "compared_pcrs": list(document.compared_pcrs),
+        "measurement_set": document.measurement_set,
+        "nonce_checked": document.nonce_checked,
+        "public_key": hex_of(document.public_key),
+        "user_data": hex_of(document.user_data),
+        "nonce": hex_of(document.nonce),
+    }
 
 
 def notes_of(document: VerifiedDocument) -> Iterator[str]:
@@ -95,19 +89,11 @@ def notes_of(document: VerifiedDocument) -> Iterator[str]:
         yield "no nonce was asked for: the document may be replayed within its greatest age"
 
 
-def _step_line(mark: str, name: str, detail: str) -> str:
-    return f"{mark:4}  {name:10} {detail}"
+def _step_line(step: Step) -> str:
+    return f"{MARKS[step.passed]:4}  {step.name:10} {step.detail}"
 
 
-def _moment(at_ms: int) -> str:
-    try:
-        moment = datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC)
-    except (OverflowError, ValueError, OSError):
-        return f"{at_ms} ms"
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at_ms % 1000:03}Z"
-
-
-def _show(value: bytes) -> str:
+def show(value: bytes) -> str:
     """Return bytes for people: as text if that is what they are, else hex; escape codes never reach a terminal."""
     text = value.decode("ascii", "replace")
     if value and text.isascii() and text.isprintable():
@@ -115,5 +101,5 @@ def _show(value: bytes) -> str:
     return value.hex() if len(value) <= SHOWN_BYTES else f"{value[:SHOWN_BYTES].hex()}... ({len(value)} bytes)"
 
 
-def _hex(value: bytes | None) -> str | None:
+def hex_of(value: bytes | None) -> str | None:
     return None if value is None else value.hex()

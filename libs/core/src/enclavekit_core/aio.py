@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from enclavekit_core import streams
 from enclavekit_core.address import Address
@@ -19,7 +20,25 @@ from enclavekit_core.peers import Peer, identify_peer
 STREAM_LIMIT_BYTES = 256 * 1024  # vsock is fastest with 64..256 KiB at a time
 TLS_HANDSHAKE_TIMEOUT_S = 20.0
 
+CANCEL_AGAIN_S = 0.1
+
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, Peer], Awaitable[None]]
+
+
+async def end_tasks(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Cancel tasks until they have ended; how they ended is not asked.
+
+    Once is not enough: `asyncio.wait_for` before Python 3.12 loses a cancellation that comes together with its result.
+    """
+    tasks = list(tasks)
+    unended = {task for task in tasks if not task.done()}
+    while unended:
+        for task in unended:
+            task.cancel()
+        _, unended = await asyncio.wait(unended, timeout=CANCEL_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen, so that nobody complains that it was not
 
 
 async def open_stream(

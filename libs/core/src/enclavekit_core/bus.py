@@ -19,6 +19,7 @@ import re
 from enclavekit_core.errors import InputError, RemoteProtocolError
 
 BUCKET_HASHES = "fs_hashes"
+BUCKET_RECORDS = "fs_records"  # what `file_record` says, under the same keys
 BUCKET_DOCUMENTS = "fs_att_docs"
 SERVICE_FS_MONITOR = "fs-monitor"
 SERVICE_RA = "ra-web-srv"

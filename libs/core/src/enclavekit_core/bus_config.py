@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration of the enclave's NATS server: one account per service, each with the least it needs. Pure.
 
-    fs-monitor   creates the bucket fs_hashes, writes it, lists it
-    ra-web-srv   reads fs_hashes
+    fs-monitor   creates the buckets fs_hashes and fs_records, writes, lists and purges them
+    ra-web-srv   reads both
 
 A service's inbox has a prefix of its own (`inbox_prefix`), so that no service can listen to another's replies.
 Source: NATS documentation, "Authorization"; subjects of the JetStream API as of nats-server 2.9.
@@ -13,10 +13,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from enclavekit_core.bus import BUCKET_HASHES, MAX_KEY_CHARS, SERVICE_FS_MONITOR, SERVICE_RA
+from enclavekit_core.bus import BUCKET_HASHES, BUCKET_RECORDS, MAX_KEY_CHARS, SERVICE_FS_MONITOR, SERVICE_RA
 
 SERVICES = (SERVICE_FS_MONITOR, SERVICE_RA)
-DEFAULT_MAX_STORE_BYTES = 256 * 1024 * 1024  # on a tmpfs: a million files of 64 bytes and their keys fit
+DEFAULT_MAX_STORE_BYTES = 256 * 1024 * 1024  # on a tmpfs: half a million files with their hashes and records fit
 MAX_PAYLOAD_BYTES = 64 * 1024  # a hash is 64 bytes, a listing arrives entry by entry
 MAX_CONTROL_LINE_BYTES = 4 * MAX_KEY_CHARS  # a subject holds a whole key; NATS's own 4096 is less than a long path
 MAX_CONNECTIONS = 32  # two services, a reconnect of each, and somebody who looks
@@ -40,17 +40,20 @@ def inbox_prefix(service: str) -> str:
 
 def permissions(service: str) -> dict[str, list[str]]:
     """Return the subjects that `service` may publish and subscribe to."""
-    stream = f"KV_{BUCKET_HASHES}"
-    read = [
-        f"$JS.API.STREAM.INFO.{stream}",
-        f"$JS.API.STREAM.MSG.GET.{stream}",
-        f"$JS.API.CONSUMER.CREATE.{stream}",
-        f"$JS.API.CONSUMER.CREATE.{stream}.>",
-        f"$JS.API.CONSUMER.INFO.{stream}.*",
-        f"$JS.API.CONSUMER.DELETE.{stream}.*",
-        f"$JS.FC.{stream}.>",
-    ]
-    write = [f"$JS.API.STREAM.CREATE.{stream}", f"$KV.{BUCKET_HASHES}.>"]
+    read, write = [], []
+    for bucket in (BUCKET_HASHES, BUCKET_RECORDS):
+        stream = f"KV_{bucket}"
+        read += [
+            f"$JS.API.STREAM.INFO.{stream}",
+            f"$JS.API.STREAM.MSG.GET.{stream}",
+            f"$JS.API.CONSUMER.CREATE.{stream}",
+            f"$JS.API.CONSUMER.CREATE.{stream}.>",
+            f"$JS.API.CONSUMER.INFO.{stream}.*",
+            f"$JS.API.CONSUMER.DELETE.{stream}.*",
+            f"$JS.FC.{stream}.>",
+        ]
+        # purging takes away what a deletion leaves, which would else stay for ever
+        write += [f"$JS.API.STREAM.CREATE.{stream}", f"$JS.API.STREAM.PURGE.{stream}", f"$KV.{bucket}.>"]
     return {
         "publish": read + write if service == SERVICE_FS_MONITOR else read,
         "subscribe": [f"{inbox_prefix(service)}.>"],

@@ -19,6 +19,7 @@ from enclavekit_core.logs import get_logger
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
+    from nats.js.client import JetStreamContext
     from nats.js.kv import KeyValue
 
 CONNECT_TIMEOUT_S = 5
@@ -46,6 +47,8 @@ class Entry:
     key: str
     value: bytes | None
     """None: the key was deleted."""
+    revision: int = 0
+    """Rises with every change of the bucket, while it is the same bucket."""
 
 
 def load_credentials(path: str | None) -> Credentials | None:
@@ -57,6 +60,7 @@ class Bus:
     """One service's connection. `changed` is set whenever a connection was made: at first, and after each outage."""
 
     def __init__(self, url: str, service: str, credentials: Credentials | None) -> None:
+        """`url` may be several, with commas between them: the servers of a cluster."""
         self.url, self.service, self.credentials = url, service, credentials
         self.changed = asyncio.Event()
         self._client: Client | None = None
@@ -75,7 +79,7 @@ class Bus:
         while True:
             try:
                 self._client = await nats.connect(
-                    self.url,
+                    self.url.split(","),
                     name=self.service,
                     user=self.credentials.user if self.credentials else None,
                     password=self.credentials.password if self.credentials else None,
@@ -101,26 +105,38 @@ class Bus:
                 self.changed.set()
                 return
 
-    async def bucket(self, name: str, *, create: bool) -> KeyValue:
-        """Return a bucket. Raises nats.errors.Error, NotFoundError among them if it is not there and not to be made."""
+    def jetstream(self) -> JetStreamContext:
+        """Return a context for JetStream on this connection; `connect` comes first."""
+        assert self._client is not None
+        return self._client.jetstream(timeout=REQUEST_TIMEOUT_S)
+
+    async def bucket(self, name: str, *, create: bool, replicas: int = 1) -> KeyValue:
+        """Return a bucket. Raises nats.errors.Error, NotFoundError among them if it is not there and not to be made.
+
+        Args:
+            replicas: of a bucket that is made: servers of the cluster that keep a copy, 1..5.
+        """
         from nats.js.api import KeyValueConfig, StorageType
         from nats.js.errors import NotFoundError
 
-        assert self._client is not None
-        jetstream = self._client.jetstream(timeout=REQUEST_TIMEOUT_S)
+        jetstream = self.jetstream()
         try:
             return await jetstream.key_value(name)
         except NotFoundError:
             if not create:
                 raise
         # one revision of each key: the history of a file's hashes is of no use, and the store is in memory
-        return await jetstream.create_key_value(KeyValueConfig(bucket=name, history=1, storage=StorageType.FILE))
+        config = KeyValueConfig(bucket=name, history=1, storage=StorageType.FILE, replicas=replicas)
+        return await jetstream.create_key_value(config)
 
     async def close(self) -> None:
         """Disconnect; what was published is flushed before."""
         self._closing = True
         if self._client is not None:
-            await self._client.close()
+            try:
+                await self._client.close()
+            except OSError:
+                pass  # the server went before we did: there is nothing left to close
 
     async def _report(self, exc: Exception) -> None:
         cause = str(exc) or repr(exc)
@@ -159,7 +175,8 @@ async def follow(bucket: KeyValue) -> AsyncGenerator[Entry | None]:
             else:
                 if entry is not None:
                     seen, count = entry.revision or seen, count + 1
-                    yield Entry(entry.key, None if entry.operation in DELETED else entry.value or b"")
+                    value = None if entry.operation in DELETED else entry.value or b""
+                    yield Entry(entry.key, value, entry.revision or 0)
             if not listed and seen >= newest:
                 listed = True
                 yield None

@@ -21,6 +21,7 @@ MAX_DEPTH = 2048  # components of a path of PATH_MAX bytes
 # the kernel stamps files with a clock that advances every 1..10 ms: a second change within one tick leaves no trace
 TIMESTAMP_TICK_NS = 20_000_000
 _SIGNATURE = struct.Struct("<QQQqq")
+SIGNATURE_BYTES = _SIGNATURE.size
 INODE_BYTES = 16  # device and inode come first in a signature: what all names of one file share
 
 
@@ -38,12 +39,22 @@ class FileHash:
     size_bytes: int
     signature: bytes
     """`signature_of` the file: differs after a change of the content."""
+    links: int = 1
+    """Names of the file, of which any may be used to change it."""
+    was_still: bool = True
+    """False: it had changed within a tick of the clock before, so that a later change may leave the same signature."""
 
 
 def signature_of(info: os.stat_result) -> bytes:
     """Return device, inode, size and times of change, packed; a file with another one has to be hashed again."""
     mask = 0xFFFFFFFFFFFFFFFF  # some file systems report 64-bit inode numbers as negative
     return _SIGNATURE.pack(info.st_dev & mask, info.st_ino & mask, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+def size_and_mtime_of(signature: bytes) -> tuple[int, int]:
+    """Return size in bytes and time of the last change in ns out of a signature."""
+    _device, _inode, size_bytes, mtime_ns, _ctime_ns = _SIGNATURE.unpack(signature)
+    return size_bytes, mtime_ns
 
 
 def open_beneath(root: int, parts: list[bytes], flags: int) -> int:
@@ -96,10 +107,10 @@ def hash_open_file(handle: int, *, await_tick: bool, refuse_writers: bool = Fals
     if refuse_writers and has_writer(handle):
         return Unstable.BUSY
     before = os.fstat(handle)
-    if await_tick:
-        wait_ns = max(before.st_mtime_ns, before.st_ctime_ns) + TIMESTAMP_TICK_NS - time.time_ns()
-        if 0 < wait_ns <= TIMESTAMP_TICK_NS:  # times in the future are not a reason to wait for them
-            time.sleep(wait_ns / 1e9)
+    wait_ns = max(before.st_mtime_ns, before.st_ctime_ns) + TIMESTAMP_TICK_NS - time.time_ns()
+    if await_tick and 0 < wait_ns <= TIMESTAMP_TICK_NS:  # times in the future are not a reason to wait for them
+        time.sleep(wait_ns / 1e9)
+        wait_ns = 0
     sha3, total = hashlib.sha3_512(), 0
     buffer = memoryview(bytearray(min(CHUNK_BYTES, before.st_size + 1)))
     while count := os.preadv(handle, [buffer], total):
@@ -110,7 +121,7 @@ def hash_open_file(handle: int, *, await_tick: bool, refuse_writers: bool = Fals
     signature = signature_of(before)
     if total != before.st_size or signature_of(os.fstat(handle)) != signature:
         return Unstable.CHANGED
-    return FileHash(sha3.digest(), total, signature)
+    return FileHash(sha3.digest(), total, signature, before.st_nlink, was_still=wait_ns <= 0)
 
 
 def has_writer(handle: int) -> bool:

@@ -14,7 +14,7 @@ from enclavekit_rbuilds.base.command import run
 from enclavekit_rbuilds.evidence.facts import ImageFacts
 from enclavekit_rbuilds.evidence.write import encode_json
 
-NOT_VERIFIED = VerificationError.exit_code
+NOT_VERIFIED = range(11, 20)  # by the step that failed: docs/reference/exit-codes.md
 UNUSABLE = InputError.exit_code
 
 
@@ -38,7 +38,7 @@ def verify_document(path: str, facts: ImageFacts, scratch: str, at: str | None, 
         run(words, f"verify {path}", needed_for="it verifies attestation documents (enclavekit-attestation)")
     except CommandError as exc:
         reason = exc.stderr_tail.strip().splitlines()[-1] if exc.stderr_tail.strip() else "no message"
-        if exc.returncode == NOT_VERIFIED:
+        if exc.returncode in NOT_VERIFIED:
             raise VerificationError(path, reason) from exc
         if exc.returncode == UNUSABLE:
             raise InputError("verify", path, reason) from exc

@@ -45,7 +45,7 @@ class Service:
 
 SERVICES = {
     "attestation": Service(("enclavekit-ra-web-srv", "enclavekit-pf-proxy"), units=("pf-ra", "ra-web-srv")),
-    "files": Service(("enclavekit-fs-monitor",), ("nats-server",), ("fs-monitor", "nats", "nats-setup")),
+    "files": Service(("enclavekit-fs-monitor",), ("nats-server",), ("files-ready", "fs-monitor", "nats", "nats-setup")),
     "pipeline": Service(("enclavekit-pipeline",), units=("pipeline",)),
     NETWORK: Service(("enclavekit-pf-proxy",)),
 }

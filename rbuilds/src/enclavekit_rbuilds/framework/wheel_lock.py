@@ -22,7 +22,18 @@ from enclavekit_rbuilds.base.command import run
 PLATFORM_TAGS = ("manylinux2014", "manylinux_2_17", "manylinux_2_28")  # bookworm has glibc 2.36
 ARCHES = ("x86_64", "aarch64")
 # what the services in an enclave import
-DIRECT = ("aiohttp", "cbor2", "cryptography", "msgspec", "nats-py", "PyYAML", "structlog", "uvloop", "watchdog")
+DIRECT = (
+    "aiohttp",
+    "cbor2",
+    "cryptography",
+    "msgspec",
+    "nats-py",
+    "pathspec",
+    "PyYAML",
+    "structlog",
+    "uvloop",
+    "watchdog",
+)
 UNUSED = {"pycparser"}  # cffi asks for it, but only to compile, which nothing in an enclave does
 HEADER = """\
 # Python packages of the framework, with the hashes of their wheels for x86_64 and aarch64.
