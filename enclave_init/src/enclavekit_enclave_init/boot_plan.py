@@ -129,6 +129,17 @@ class StartNsmRelay:
 
 
 @dataclass(frozen=True, slots=True)
+class SetUpCgroups:
+    """Mount what the kernel has of memory, pids and cpu control: version 2 if that has all three, else version 1."""
+
+    directory: str = "/sys/fs/cgroup"
+    required: bool = False  # a unit that needs them says so, and then does not start
+
+    def __str__(self) -> str:
+        return f"set up cgroups in {self.directory}"
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     cid: int
     port: int
@@ -141,7 +152,7 @@ class Heartbeat:
 
 Operation = (
     Mount | MakeDirectory | MakeLink | OpenConsole | SetHostname | BringLoopbackUp | LoadModule | Heartbeat
-    | JoinFile | RemoveDirectories | SetCapability | StartNsmRelay
+    | JoinFile | RemoveDirectories | SetCapability | StartNsmRelay | SetUpCgroups
 )  # fmt: skip
 
 # /proc comes first and outside this table: what is mounted is read from it
@@ -223,7 +234,14 @@ def parse_nsm_port(cmdline: str) -> int:
 
 
 def plan_system(
-    config: InitConfig, *, owns_machine: bool, has_nsm: bool, nsm_port: int = 0, files: FileList = NO_FILES
+    config: InitConfig,
+    *,
+    owns_machine: bool,
+    has_nsm: bool,
+    nsm_port: int = 0,
+    files: FileList = NO_FILES,
+    needs_cgroups: bool = False,
+    heartbeat_waits: bool = False,
 ) -> list[Operation]:
     """Plan what the configuration decides, up to the heartbeat, which says that all of it has worked.
 
@@ -231,8 +249,12 @@ def plan_system(
         has_nsm: /dev/nsm is there already, because the driver is built in or the machine is emulated.
         nsm_port: where an emulator answers for the NSM that this machine has not; 0: it is no such machine.
         files: what the image's archive could not hold as it is.
+        needs_cgroups: a unit has limits; on a machine whose kernel is shared nothing is mounted without need.
+        heartbeat_waits: a unit decides when the heartbeat is due, so it is no part of this plan.
     """
     plan: list[Operation] = []
+    if owns_machine or needs_cgroups:
+        plan.append(SetUpCgroups())
     if owns_machine:
         if config.nsm_driver_path and not has_nsm:
             plan.append(LoadModule(config.nsm_driver_path, optional=True, unlink=True))
@@ -244,6 +266,6 @@ def plan_system(
     plan += plan_files(files)
     if owns_machine and nsm_port and not has_nsm:
         plan.append(StartNsmRelay(nsm_port))
-    if config.vsock.enabled:
+    if config.vsock.enabled and not heartbeat_waits:
         plan.append(Heartbeat(config.vsock.cid, config.vsock.port, config.vsock.timeout_s))
     return plan

@@ -16,6 +16,7 @@ from enclavekit_core.errors import EnclavekitError, InputError, describe_cause
 
 from enclavekit_enclave_init import boot_plan as plan
 from enclavekit_enclave_init import syscalls
+from enclavekit_enclave_init.cgroup_mounts import set_up_cgroups
 from enclavekit_enclave_init.heartbeat import send_heartbeat
 from enclavekit_enclave_init.join import join_file, set_capability
 from enclavekit_enclave_init.kernel_features import cost_of_module
@@ -90,6 +91,8 @@ def _run(operation: plan.Operation) -> str:
             set_capability(item.name, bytes.fromhex(item.value))
         case plan.StartNsmRelay(port):
             start_nsm_relay(port)
+        case plan.SetUpCgroups(directory):
+            return set_up_cgroups(directory)
         case plan.Heartbeat(cid, port, timeout_s):
             send_heartbeat(cid, port, timeout_s)
     return ""

@@ -10,25 +10,29 @@ import os
 import signal
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NoReturn
 
 from enclavekit_core.errors import EnclavekitError
 
 from enclavekit_enclave_init import boot_plan, syscalls
+from enclavekit_enclave_init.cgroups import Cgroups
 from enclavekit_enclave_init.config import CONFIG_PATH, InitConfig
 from enclavekit_enclave_init.console import Console
 from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.execute import read_mounted, run_operations
+from enclavekit_enclave_init.heartbeat import send_heartbeat
 from enclavekit_enclave_init.initctl.boot_times import BootTimes
 from enclavekit_enclave_init.interfaces import Interfaces
 from enclavekit_enclave_init.join import read_file_list
 from enclavekit_enclave_init.journal import Journal
-from enclavekit_enclave_init.kernel_features import describe_missing
+from enclavekit_enclave_init.kernel_features import describe_missing, find_abilities
 from enclavekit_enclave_init.logs.hub import LogHub
 from enclavekit_enclave_init.nsm_relay import read_nsm_port
 from enclavekit_enclave_init.ordering import plan_start
+from enclavekit_enclave_init.ready import ReadyHeartbeat
 from enclavekit_enclave_init.report import BOOT, BUG, lines_for_parent, make_report, send_report
 from enclavekit_enclave_init.supervisor import Supervisor
 from enclavekit_enclave_init.unit_files import read_config, read_units
@@ -69,6 +73,8 @@ class Enclave:
             has_nsm=os.path.exists("/dev/nsm"),
             nsm_port=read_nsm_port() if self.owns_machine else 0,
             files=read_file_list(),
+            needs_cgroups=any(unit.has_cgroup_limits for unit in units),
+            heartbeat_waits=heartbeat_waits(units),
         )
         run_operations(system, self.journal, lambda: None, self.times.add_step)
         if self.owns_machine:  # on a process machine the kernel is the host's, and vsock and NSM are emulated
@@ -85,7 +91,7 @@ class Enclave:
         if parent.enabled:
             lines = lines_for_parent(self.hub, self.config.logs)
             uptime_s = time.monotonic() - self.times.began
-            report = make_report(outcome, oom=False, uptime_s=uptime_s, lines=lines, failed=failed)
+            report = make_report(outcome, oom=outcome.out_of_memory, uptime_s=uptime_s, lines=lines, failed=failed)
             try:
                 send_report(report, parent.cid, parent.report_port, min(parent.timeout_s, LAST_WORDS_S))
             except EnclavekitError as exc:
@@ -137,6 +143,10 @@ def supervise(
     """
     journal.hub.configure(config.logs)
     journal.hub.keep_files(config.log_dir, config.max_log_size, config.max_log_files)
+    cgroups = Cgroups({})
+    if as_pid1:
+        # where the kernel is shared, so are its cgroups
+        cgroups = Cgroups.find("" if own_kernel else f"enclave-{os.stat('/proc/self/ns/pid').st_ino}")
     loop = EventLoop(
         supervisor,
         base_environment=config.environment,
@@ -144,10 +154,24 @@ def supervise(
         console=console,
         journal=journal,
         may_mount=as_pid1,
+        cgroups=cgroups,
+        abilities=find_abilities(cgroups.controllers, may_unshare=as_pid1),
     )
-    parent = as_pid1 and config.vsock.enabled
-    with Interfaces(loop, config, journal, times, with_parent=parent, own_kernel=own_kernel):
+    parent = config.vsock
+    with_parent = as_pid1 and parent.enabled
+    if with_parent and heartbeat_waits(record.unit for record in supervisor.records.values()):
+        ReadyHeartbeat(
+            loop,
+            send=lambda: send_heartbeat(parent.cid, parent.port, parent.timeout_s),
+            fail=lambda why: loop.perform(supervisor.stop_all(f"the boot has failed: {why}", time.monotonic())),
+        )
+    with Interfaces(loop, config, journal, times, with_parent=with_parent, own_kernel=own_kernel):
         return loop.run()
+
+
+def heartbeat_waits(units: Iterable[Unit]) -> bool:
+    """Say whether a unit decides when the heartbeat is due."""
+    return any(unit.heartbeat_waits and unit.enabled for unit in units)
 
 
 def run_as_pid1() -> NoReturn:
