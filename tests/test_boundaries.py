@@ -85,6 +85,8 @@ PURE = [
     "enclave_init/src/enclavekit_enclave_init/units.py",
     "enclave_init/src/enclavekit_enclave_init/supervisor.py",
     "enclave_init/src/enclavekit_enclave_init/operations.py",
+    "enclave_init/src/enclavekit_enclave_init/nsm_answers.py",
+    "enclave_init/src/enclavekit_enclave_init/clock_policy.py",
     "enclave_init/src/enclavekit_enclave_init/protections.py",
     "enclave_init/src/enclavekit_enclave_init/unit_keys.py",
     "enclave_init/src/enclavekit_enclave_init/unit_state.py",

@@ -129,6 +129,34 @@ class StartNsmRelay:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedEntropy:
+    required: bool = True  # a key made of guessable bytes is worse than no enclave
+
+    def __str__(self) -> str:
+        return "seed the kernel's random generator"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckClock:
+    required: bool = True  # certificates and documents are judged by it
+
+    def __str__(self) -> str:
+        return "check the clock"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFile:
+    """Write a file that the image has not."""
+
+    path: str
+    text: str
+    required: bool = False
+
+    def __str__(self) -> str:
+        return f"write {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
 class SetUpCgroups:
     """Mount what the kernel has of memory, pids and cpu control: version 2 if that has all three, else version 1."""
 
@@ -153,6 +181,7 @@ class Heartbeat:
 Operation = (
     Mount | MakeDirectory | MakeLink | OpenConsole | SetHostname | BringLoopbackUp | LoadModule | Heartbeat
     | JoinFile | RemoveDirectories | SetCapability | StartNsmRelay | SetUpCgroups
+    | SeedEntropy | CheckClock | WriteFile
 )  # fmt: skip
 
 # /proc comes first and outside this table: what is mounted is read from it
@@ -233,6 +262,18 @@ def parse_nsm_port(cmdline: str) -> int:
     return int(port) if port.isascii() and port.isdigit() and len(port) <= 10 else 0
 
 
+def plan_names(config: InitConfig) -> list[Operation]:
+    """Plan how names are found: /etc/hosts always, /etc/resolv.conf if the configuration names a server."""
+    names = " ".join(dict.fromkeys(("localhost", config.hostname))).strip()
+    plan: list[Operation] = [
+        MakeDirectory("/etc", 0o755, required=False),
+        WriteFile("/etc/hosts", f"127.0.0.1 {names}\n::1 localhost\n"),
+    ]
+    if config.nameserver:
+        plan.append(WriteFile("/etc/resolv.conf", f"nameserver {config.nameserver}\n"))
+    return plan
+
+
 def plan_system(
     config: InitConfig,
     *,
@@ -262,10 +303,12 @@ def plan_system(
         plan += [LoadModule(path) for path in config.kernel_modules]
     if config.hostname:
         plan.append(SetHostname(config.hostname))
-    plan += [BringLoopbackUp(), MakeDirectory(config.log_dir, 0o755)]
+    plan += [BringLoopbackUp(), MakeDirectory(config.log_dir, 0o755), *plan_names(config)]
     plan += plan_files(files)
     if owns_machine and nsm_port and not has_nsm:
         plan.append(StartNsmRelay(nsm_port))
+    if owns_machine:  # else generator and clock are the host's
+        plan += [SeedEntropy(), CheckClock()]
     if config.vsock.enabled and not heartbeat_waits:
         plan.append(Heartbeat(config.vsock.cid, config.vsock.port, config.vsock.timeout_s))
     return plan

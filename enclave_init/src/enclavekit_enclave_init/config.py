@@ -22,6 +22,7 @@ CONFIG_PATH = "/etc/init.toml"
 UPSTREAM_CONFIG_PATH = "/etc/init.yaml"
 MAX_CONFIG_BYTES = 256 * 1024
 MAX_TIMEOUT_S = 3600.0
+_ADDRESS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 
 
@@ -61,6 +62,8 @@ class InitConfig:
     vsock: ParentConfig = field(default_factory=ParentConfig)
     logs: LogConfig = field(default_factory=LogConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
+    nameserver: str = ""
+    """Address for /etc/resolv.conf, where the image has none; empty: no such file is made."""
 
 
 def parse_config(text: str, source: str) -> InitConfig:
@@ -125,6 +128,10 @@ def _check(key: str, value: object, source: str) -> object:
             if isinstance(value, str) and (not value or _HOSTNAME.fullmatch(value)):
                 return value
             reason = "it is not a host name"
+        case "nameserver":
+            if isinstance(value, str) and (not value or _ADDRESS.fullmatch(value)):
+                return value
+            reason = "it must be an IP address"
         case "kernel_modules":
             if isinstance(value, list) and all(_is_path(item) for item in value):
                 return tuple(value)

@@ -20,6 +20,7 @@ from enclavekit_enclave_init.cgroup_mounts import set_up_cgroups
 from enclavekit_enclave_init.heartbeat import send_heartbeat
 from enclavekit_enclave_init.join import join_file, set_capability
 from enclavekit_enclave_init.kernel_features import cost_of_module
+from enclavekit_enclave_init.nsm_boot import check_clock, seed_entropy
 from enclavekit_enclave_init.nsm_relay import start_nsm_relay
 
 Log = Callable[[str], None]
@@ -91,6 +92,12 @@ def _run(operation: plan.Operation) -> str:
             set_capability(item.name, bytes.fromhex(item.value))
         case plan.StartNsmRelay(port):
             start_nsm_relay(port)
+        case plan.SeedEntropy():
+            return seed_entropy()
+        case plan.CheckClock():
+            return check_clock()
+        case plan.WriteFile(path, text):
+            return _write_file(path, text)
         case plan.SetUpCgroups(directory):
             return set_up_cgroups(directory)
         case plan.Heartbeat(cid, port, timeout_s):
@@ -115,6 +122,16 @@ def _open_console(path: str) -> None:
         os.dup2(handle, fd)
     if handle > 2:
         os.close(handle)
+
+
+def _write_file(path: str, text: str) -> str:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        return "the image has one"
+    with open(fd, "w", encoding="utf-8") as out:
+        out.write(text)
+    return ""
 
 
 def _load_module(path: str, optional: bool, unlink: bool) -> str:

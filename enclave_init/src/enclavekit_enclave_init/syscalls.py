@@ -19,6 +19,7 @@ PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 PR_GET_SECCOMP, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 21, 22, 24, 38
 SECCOMP_MODE_FILTER = 2
 INSTRUCTION_BYTES = 8  # struct sock_filter
+ADJ_OFFSET_SINGLESHOT = 0x8001  # adjtimex(2)
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000  # unshare(2)
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1  # netdevice(7)
 IFREQ = struct.Struct("16sh22x")  # struct ifreq: name, flags, padding to 40 bytes
@@ -31,6 +32,12 @@ class _Program(ctypes.Structure):
     """struct sock_fprog"""
 
     _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
+
+
+class _Timex(ctypes.Structure):
+    """The front of struct timex, and room for the rest."""
+
+    _fields_ = [("modes", ctypes.c_uint), ("offset", ctypes.c_long), ("rest", ctypes.c_byte * 256)]
 
 
 def _check(result: int) -> None:
@@ -46,6 +53,13 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> 
             os.fsencode(source), os.fsencode(target), os.fsencode(fstype), ctypes.c_ulong(flags), os.fsencode(data)
         )
     )
+
+
+def slew_clock(offset_s: float) -> None:
+    """Have the kernel close a difference of at most half a second bit by bit. Source: adjtimex(2)."""
+    change = _Timex()
+    change.modes, change.offset = ADJ_OFFSET_SINGLESHOT, int(offset_s * 1_000_000)
+    _check(min(0, _libc.adjtimex(ctypes.byref(change))))
 
 
 def unmount(target: str) -> None:
