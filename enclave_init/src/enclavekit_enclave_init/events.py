@@ -30,7 +30,10 @@ class Ending:
     exit_status: int | None = None
     signal: int | None = None
     failure: str = ""
-    """Why it could not even be started; `exit_status` then is 126 or 127 as shells have it."""
+    """Why it could not even be started (`exit_status` then is 126 or 127 as shells have it), or what it is
+    blamed for."""
+    out_of_memory: bool = False
+    """The kernel has killed it because its memory, or all memory, was used up."""
 
     @property
     def succeeded(self) -> bool:
@@ -39,7 +42,8 @@ class Ending:
     def __str__(self) -> str:
         if self.failure:
             return f"failed: {self.failure}"
-        return f"killed by signal {self.signal}" if self.signal is not None else f"exited with {self.exit_status}"
+        why = ", out of memory" if self.out_of_memory else ""
+        return f"killed by signal {self.signal}{why}" if self.signal is not None else f"exited with {self.exit_status}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,7 @@ class Outcome:
     """The unit whose end this is; None if it ends for another reason and no unit has OnExit."""
     exit_status: int | None = None
     signal: int | None = None
+    out_of_memory: bool = False
     kind: str = "poweroff"
     """What is asked of the machine: poweroff or reboot."""
 

@@ -54,7 +54,7 @@ class Reactor:
 
     def unwatch(self, fd: int) -> None:
         """Stop watching; harmless if it is not watched. To be called before the descriptor is closed."""
-        if fd in self._selector.get_map():
+        if fd in (self._selector.get_map() or ()):
             self._selector.unregister(fd)
 
     def close_fd(self, *fds: int) -> None:

@@ -45,6 +45,14 @@ def kill_session(leader: int) -> None:
             return
 
 
+def session_of(pid: int) -> int:
+    """Return the session that a process is in; 0 if it is gone."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
+
+
 def _list_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 

@@ -396,7 +396,7 @@ class Supervisor:
             self._release_bound(name, Stop(Why.REQUEST, f"is bound to {name}, which has ended"))
         if record.unit.powers_off:
             ending = record.ending or Ending()
-            self._stop_all(Outcome(f"{name} {why}", name, ending.exit_status, ending.signal))
+            self._stop_all(Outcome(f"{name} {why}", name, ending.exit_status, ending.signal, ending.out_of_memory))
         self.forget_if_removed(record)
 
     def forget_if_removed(self, record: Record) -> None:
@@ -515,7 +515,13 @@ class Supervisor:
             record = self.records.get(name)
             if record is not None and record.unit.powers_off and record.ending is not None:
                 ending = record.ending
-                return replace(outcome, unit=name, exit_status=ending.exit_status, signal=ending.signal)
+                return replace(
+                    outcome,
+                    unit=name,
+                    exit_status=ending.exit_status,
+                    signal=ending.signal,
+                    out_of_memory=ending.out_of_memory,
+                )
         return outcome
 
     # small change ---------------------------------------------------------------------------------------------
@@ -573,7 +579,7 @@ class Supervisor:
 
 def _blame(ending: Ending, failure: str) -> Ending:
     """Return a bad end, whatever the status was."""
-    return Ending(exit_status=ending.exit_status or None, signal=ending.signal, failure=failure)
+    return replace(ending, exit_status=ending.exit_status or None, failure=failure)
 
 
 TRANSITIONS: dict[tuple[State, type], Callable[[Supervisor, Record, Event], None]] = {

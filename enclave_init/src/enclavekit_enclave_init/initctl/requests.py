@@ -185,7 +185,7 @@ VERBS: dict[str, Verb] = {
     "ProcessStatus": Verb(STATUS, "show a process", "ProcessStatus", PID),
     "ProcessStart": Verb(
         PROCESSES,
-        "run a program with only this environment and PATH; answered when it runs",
+        "run a program with init.toml's environment and this; answered when it runs",
         "ProcessStarted",
         {
             "command": Field("string", _text),
