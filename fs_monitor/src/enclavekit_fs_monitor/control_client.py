@@ -102,7 +102,9 @@ def _print_status(fields: Any) -> None:
     for root in fields["roots"]:
         how = "scanned every few seconds" if root["blind"] else f"{root['watches']} watches"
         state = how if root["present"] else "gone, waiting for it"
-        print(f"root {ascii(root['path'])[1:-1]}: {state}, {root['scans']} scans, {root['overflows']} overflows")
+        too_long = f", {root['too_long']} paths TOO LONG TO HASH" if root["too_long"] else ""
+        counts = f"{root['scans']} scans, {root['overflows']} overflows{too_long}"
+        print(f"root {ascii(root['path'])[1:-1]}: {state}, {counts}")
     bus, queue = fields["bus"], fields["queue"]
     problem = f", {bus['error']}" if bus["error"] else ""
     print(f"bus {bus['url']}: {'connected' if bus['connected'] else 'away'}, {bus['to_write']} to write{problem}")
