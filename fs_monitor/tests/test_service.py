@@ -9,6 +9,8 @@ import re
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -115,8 +117,24 @@ def test_hash_finds_names_of_every_kind(tree, monitor):
         path = os.path.join(os.fsencode(tree), name)
         answer = control_client.ask(monitor.socket, "/hash", {"path": os.fsdecode(path)})
         assert (os.fsencode(answer["path"]), answer["sha3_512"]) == (path, found[path].hex())
+        said = monitor.command("hash", path, "--json")
+        assert (os.fsencode(said["path"]), said["sha3_512"]) == (path, found[path].hex())
     line = monitor.command("hash", os.path.join(os.fsencode(tree), b"new\nline"))
     assert line.startswith(b"\\") and line.endswith(b"new\\nline\n")
+
+
+def test_hash_waits_for_a_file_that_is_yet_to_come(tree, monitor, tmp_path):
+    argv = [sys.executable, "-m", "enclavekit_fs_monitor", "hash", "--wait", str(tree / "late"), "--socket"]
+    with subprocess.Popen([*argv, monitor.socket], stdout=subprocess.PIPE) as waiting:
+        with open(tree / "late", "wb") as out:
+            out.write(b"half")
+            out.flush()
+            monitor.until_status(lambda status: status["failed"])
+            assert waiting.poll() is None
+            out.write(b" and half")
+        line, _ = waiting.communicate(timeout=60)
+    assert line.split()[0].decode() == hashes_of(tree)[os.fsencode(tree / "late")].hex()
+    monitor.command("hash", "--wait", str(tmp_path / "outside"), expect=2)  # it cannot come
 
 
 def test_digest_of_a_directory_covers_names_types_and_modes(tree, monitor):

@@ -21,7 +21,7 @@ from enclavekit_core.address import Address, VsockAddress
 from enclavekit_core.errors import ConfigError, EnclavekitError, InputError
 from enclavekit_core.streams import Listener
 
-from enclavekit_fs_monitor.directory_digest import NotHashedError
+from enclavekit_fs_monitor.directory_digest import NotHashedError, NotThereError
 
 MAX_REQUESTS = 16  # at a time; a few tools and a scraper ask
 REQUEST_TIMEOUT_S = 30.0
@@ -48,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = answer(query)
         except InputError as exc:
-            self._reply(404, {"error": str(exc), "reason": exc.reason})
+            self._reply(404, {"error": str(exc), "reason": exc.reason, "may_come": isinstance(exc, NotThereError)})
         except NotHashedError as exc:
             self._reply(409, {"error": str(exc)})
         except (EnclavekitError, TimeoutError) as exc:

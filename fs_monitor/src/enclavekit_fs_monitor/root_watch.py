@@ -37,7 +37,7 @@ class RootWatch:
         self._rescan_interval_s = rescan_interval_s
         self._woken = asyncio.Event()
         self._scan_wanted = True
-        self._stopping = False
+        self._stopping = self._has_told_blindness = False
         self.scans = 0
         """How many scans are complete; the first of them makes the root known."""
         self.first_scan = asyncio.Event()
@@ -110,7 +110,7 @@ class RootWatch:
     async def _scan(self) -> None:
         """Bring the tracker up to what is on disk now."""
         loop = asyncio.get_running_loop()
-        was_present, was_blind = self.tree.is_present, self.tree.unwatched > 0
+        was_present, had_too_long = self.tree.is_present, self.tree.too_long > 0
         before, found = set(self._tracker.paths_below(self.tree.root)), set[bytes]()
         portions = self.tree.scan()
         while True:
@@ -124,13 +124,16 @@ class RootWatch:
         if missing:
             gone = await loop.run_in_executor(self._thread, lambda: [self.tree.look_at(path) for path in missing])
             self._take(sighting for sighting in gone if sighting.happening is Happening.VANISH)
-        if self.tree.unwatched and not was_blind:
+        if self.tree.too_long and not had_too_long:
+            log.error("cannot hash files below very long paths", root=os.fsdecode(self.tree.root))
+        if self.tree.unwatched and not self._has_told_blindness:
             log.error(
                 "cannot watch everything, scanning instead: raise fs.inotify.max_user_watches",
                 root=os.fsdecode(self.tree.root),
                 unwatched=self.tree.unwatched,
                 every_s=BLIND_SCAN_S,
             )
+        self._has_told_blindness = self.tree.unwatched > 0
         self.scans += 1
         if not self.first_scan.is_set() or was_present != self.tree.is_present:
             verb = "watching" if self.tree.is_present else "directory has gone, waiting for it"

@@ -72,11 +72,6 @@ class Tracker:
     def get(self, path: bytes) -> Record | None:
         return self._records.get(path)
 
-    def generation_of(self, path: bytes) -> int:
-        """Return the generation of a file, 0 if it is not there."""
-        record = self._records.get(path)
-        return 0 if record is None else record.generation
-
     def paths(self) -> set[bytes]:
         return set(self._records)
 
