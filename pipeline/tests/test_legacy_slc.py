@@ -27,6 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from .conftest import BIN, PCRS, emulated_nsm, listening
+from .test_defences import children, until
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs/reference/legacy-slc.md"
 CID, PORT = 26, 53100
@@ -233,27 +234,42 @@ def read_fifo(descriptor):
     return os.read(descriptor, 64)
 
 
-def test_listener_ends_with_its_commands(inside, tmp_path):
+@pytest.fixture
+def own(inside, tmp_path):
+    """A listener of its own, whose children can be counted."""
+    nsm = str(tmp_path / "nsm")
+    with emulated_nsm(nsm, str(inside.directory / "state"), pcrs={}):
+        other = dataclasses.replace(inside, directory=tmp_path, nsm_path=nsm)
+        clients = [{"name": "a", "allow": ["exec"], "spki_sha256": "ab" * 32}]
+        with listening(other, clients, cid=ENDING_CID, flags=["--insecure-legacy-slc", PORT]) as listener:
+            call(inside, "run", "--command", "true", "--connect-timeout", 20, cid=ENDING_CID)
+            yield listener
+
+
+async def test_commands_that_nobody_waits_for_are_reaped(inside, own):
+    for _ in range(3):
+        with wire(inside, ENDING_CID) as sock:
+            sock.sendall(integer(3) + text(b"exit 0"))
+            assert json.loads(read_text(sock))["rc"] == 0
+    await until(lambda: not children(own), "a command that has ended stays")
+
+
+def test_listener_ends_with_its_commands(inside, own):
     """SIGTERM while one command runs with its client, one without, and one in the background of another."""
     allow_background(inside)
-    nsm = str(tmp_path / "nsm")
     fifo = inside.app / "data/still"
     os.mkfifo(fifo)
     descriptor = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    with emulated_nsm(nsm, str(inside.directory / "state"), pcrs={}), contextlib.ExitStack() as stack:
-        other = dataclasses.replace(inside, directory=tmp_path, nsm_path=nsm)
-        clients = [{"name": "a", "allow": ["exec"], "spki_sha256": "ab" * 32}]
-        listener = stack.enter_context(listening(other, clients, cid=ENDING_CID, flags=["--insecure-legacy-slc", PORT]))
-        call(inside, "run", "--command", "true", "--connect-timeout", 20, cid=ENDING_CID)
-        busy = b"exec 3> /data/still; echo x >&3; while :; do :; done"
+    busy = b"exec 3> /data/still; echo x >&3; while :; do :; done"
+    with contextlib.ExitStack() as stack:
         for number, command in ((0, busy), (3, busy), (0, b"(" + busy + b") & wait")):
             stack.enter_context(wire(inside, ENDING_CID)).sendall(integer(number) + text(command))
         os.set_blocking(descriptor, True)
         seen = b""
         while seen != b"x\nx\nx\n":
             seen += read_fifo(descriptor)
-        listener.terminate()
-        assert listener.wait(WAIT_S) == 0
+        own.terminate()
+        assert own.wait(WAIT_S) == 0
     assert read_fifo(descriptor) == b""  # nobody holds it any more
     os.close(descriptor)
     fifo.unlink()
