@@ -8,6 +8,7 @@ The model says what each unit must come to; besides, nothing may live that belon
 left over. The console is a pipe that nobody reads, the log a file system that is full most of the time.
 """
 
+import collections
 import os
 import random
 import signal
@@ -122,7 +123,8 @@ class Chaos:
             abilities=find_abilities(frozenset(), may_unshare=True),
         )
         self.control, self.model = Control(self.loop, self.services), Model(self.texts)
-        self.step, self.last, self.baseline = 0, "start", None
+        self.step, self.baseline = 0, None
+        self.history = collections.deque(["start"], maxlen=12)
         self.deadline = time.monotonic() + PATIENCE_S
         self.restarting = {name for name, text in self.texts.items() if "always" in text}
 
@@ -144,7 +146,7 @@ class Chaos:
     def turn(self):
         if problem := self.difference():
             if time.monotonic() > self.deadline:
-                print(f"step {self.step}, after {self.last}: {problem}", flush=True)
+                print(f"step {self.step}, after {"; ".join(self.history)}: {problem}", flush=True)
                 os._exit(1)
             self.loop.reactor.call_later(0.005, self.turn)
             return
@@ -162,7 +164,7 @@ class Chaos:
         """Do one thing; return whether its outcome must be awaited before the next."""
         name = self.random.choice(sorted(self.texts))
         what = self.random.choice(["start", "stop", "restart", "kill", "signal", "edit", "enable", "disable", "jump"])
-        self.last = f"{what} {name}"
+        self.history.append(f"{what} {name}")
         match what:
             case "start" | "restart":
                 getattr(self.control, what)(name)
