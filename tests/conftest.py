@@ -93,7 +93,7 @@ def notes(shell):
     shell.run("pipeline", "keygen", "--name", "mallory", "-o", "keys")
     shell.run(
         *("rbuilds", "build", "--rootfs", "notes.rootfs", "--config", NOTES / "enclave.yaml"),
-        *("--authorize", "keys/alice.crt:all,control", "--output", "notes.eif"),
+        *("--authorize", "keys/alice.crt:all", "--output", "notes.eif"),
     )
     return shell.directory / "notes.eif"
 

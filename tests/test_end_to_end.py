@@ -311,8 +311,13 @@ def test_port_in_use_is_said(shell, enclave):
     assert "address already in use" in refusal
 
 
-def test_initctl_inside_by_way_of_the_pipeline_and_from_the_parent(shell, enclave):
+def test_initctl_by_way_of_the_pipeline_and_from_the_parent(shell, notes):
     """PID 1 of a real image is asked in both ways; who is not in the list is not let in."""
+    shell.run(
+        *("rbuilds", "build", "--rootfs", "notes.rootfs", "--config", NOTES / "enclave.yaml"),
+        *("--authorize", "keys/alice.crt:all,control", "--output", "controlled.eif"),
+    )
+    enclave = start_enclave(shell, shell.directory / "controlled.eif", "--enclave-name", "controlled")
     inside = json.loads(
         shell.output(*enclave.pipeline("exec", "--system", enclave.cid, "--", "initctl", "--json", "list"))
     )
@@ -329,3 +334,8 @@ def test_initctl_inside_by_way_of_the_pipeline_and_from_the_parent(shell, enclav
     assert float(rss.split()[1]) < 25 * 1024 * 1024
     assert shell.json(*alice, "--json", "analyze")["boot_ms"] > 0
     shell.refusal(*initctl, "--identity", "keys/mallory", "ping", expect=3)
+    # its end is told with its cause, and not a word of what the app said
+    shell.output(*alice, "shutdown")
+    end = json.loads(shell.run("nitro-emu", "wait", "--enclave-id", enclave.id, expect=None).stdout)
+    assert end["cause"] in ("requested", "exited", "killed") and end["uptime_s"] > 0
+    assert {line["unit"] for line in end["last_lines"]} == {"enclave-init"}
