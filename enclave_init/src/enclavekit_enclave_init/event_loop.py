@@ -100,6 +100,8 @@ class EventLoop:
         self._helpers: dict[int, tuple[int, Callable[[str], None]]] = {}
         self._stop_reason = ""
         self._must_reap = True
+        self._queue: deque[ev.Action] = deque()
+        self._performing = False
         self._outcome: ev.Outcome | None = None
         self._stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -233,35 +235,47 @@ class EventLoop:
         self.perform(self.supervisor.handle(event, time.monotonic()))
 
     def perform(self, actions: list[ev.Action]) -> None:
-        """Run what the supervisor, or an operation on it, has decided."""
-        queue = deque(actions)
-        while queue:
-            match queue.popleft():
-                case ev.Spawn(name):
-                    failed = self._spawn(name, None, self.supervisor.records[name].unit)
-                    if failed is not None:
-                        queue += self.supervisor.handle(ev.Exited(name, failed), time.monotonic())
-                case ev.SpawnCommand(name, slot, argv):
-                    failed = self._spawn(name, slot, replace(self.supervisor.records[name].unit, argv=argv))
-                    if failed is not None:
-                        queue += self.supervisor.handle(ev.CommandExited(name, slot, failed), time.monotonic())
-                case ev.DropCommand(name, slot):
-                    self._drop(name, slot)
-                case ev.Signal(name, number, main_only):
-                    self._signal(name, number, main_only)
-                case ev.KillSession(name):
-                    self._kill(name)
-                case ev.SetTimer(name, delay_s, timer):
-                    self._set_timer(name, timer, delay_s)
-                case ev.CancelTimer(name, timer):
-                    self._cancel_timer(name, timer)
-                case ev.Changed(name, state):
-                    for observer in list(self.observers):
-                        observer(name, state)
-                case ev.Note(text):
-                    self._journal(text)
-                case ev.PowerOff(outcome):
-                    self._finish(outcome)
+        """Run what the supervisor, or an operation on it, has decided.
+
+        Called while it runs, by an observer for example, it appends: actions keep the order of the decisions.
+        """
+        self._queue += actions
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while self._queue:
+                self._run_action(self._queue.popleft())
+        finally:
+            self._performing = False
+
+    def _run_action(self, action: ev.Action) -> None:
+        match action:
+            case ev.Spawn(name):
+                failed = self._spawn(name, None, self.supervisor.records[name].unit)
+                if failed is not None:
+                    self._queue += self.supervisor.handle(ev.Exited(name, failed), time.monotonic())
+            case ev.SpawnCommand(name, slot, argv):
+                failed = self._spawn(name, slot, replace(self.supervisor.records[name].unit, argv=argv))
+                if failed is not None:
+                    self._queue += self.supervisor.handle(ev.CommandExited(name, slot, failed), time.monotonic())
+            case ev.DropCommand(name, slot):
+                self._drop(name, slot)
+            case ev.Signal(name, number, main_only):
+                self._signal(name, number, main_only)
+            case ev.KillSession(name):
+                self._kill(name)
+            case ev.SetTimer(name, delay_s, timer):
+                self._set_timer(name, timer, delay_s)
+            case ev.CancelTimer(name, timer):
+                self._cancel_timer(name, timer)
+            case ev.Changed(name, state):
+                for observer in list(self.observers):
+                    observer(name, state)
+            case ev.Note(text):
+                self._journal(text)
+            case ev.PowerOff(outcome):
+                self._finish(outcome)
 
     def _signal(self, name: str, number: int, main_only: bool) -> None:
         process = self._by_unit.get((name, None)) or self._by_unit.get((name, ev.Slot.COMMAND))

@@ -92,6 +92,8 @@ class Operations:
             raise InputError("restart", name, "its file has gone")
         if record.stop is not None and record.stop.why not in (Why.REQUEST, Why.AGAIN, Why.FAULT):
             raise InputError("restart", name, f"it stops: {record.stop.reason}")
+        if record.stop is not None and record.stop.why is Why.REQUEST:
+            record.stop = Stop(Why.AGAIN, "a restart was asked for")
         self._restart(record, "a restart was asked for")
         return self._supervisor.settle(now)
 
@@ -253,8 +255,6 @@ class Operations:
 
     def _restart(self, record: Record, reason: str) -> None:
         if record.state in ACTIVE:
-            if record.stop is not None and record.stop.why is Why.REQUEST:
-                record.stop = Stop(Why.AGAIN, reason)
             self._supervisor.request_stop(record, Stop(Why.AGAIN, reason))
             for dependent in self._supervisor.dependents_of(record.unit.name):
                 self._restart(dependent, f"requires {record.unit.name}, which restarts")
