@@ -19,6 +19,7 @@ reading the file.
         reverse: ["unix:///run/in.sock"]        # of listen-remote; absent: any address
         system: false                           # may act on the framework's root as well
         sessions: 4                             # connections at once; absent: as many as there is room for
+        control: [status, logs]                 # of initctl, whose gateway reads it; nothing to us
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class Grant(StrictConfig, frozen=True):
     system: bool = False
     sessions: int | None = None
     """Connections at once; None: as many as the listener takes."""
+    control: list[str] = []
+    """What it may ask PID 1: for initctl's gateway, which reads this list as well."""
 
 
 class ClientList(StrictConfig, frozen=True):

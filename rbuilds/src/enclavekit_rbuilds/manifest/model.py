@@ -17,7 +17,8 @@ from enclavekit_core.runtime_config import Setting, check_schema
 from msgspec import Meta
 
 from enclavekit_rbuilds.app.image_config import Overrides
-from enclavekit_rbuilds.manifest.clients import USUAL_VERBS, Fence
+from enclavekit_rbuilds.manifest.clients import USUAL_VERBS, Control, Fence
+from enclavekit_rbuilds.manifest.logs import Logs, check_logs
 
 FILE_NAME = "enclave.yaml"
 SERVICES = ("attestation", "files", "pipeline")
@@ -104,6 +105,10 @@ class ClientEntry(StrictConfig, frozen=True):
         list[Text] | None,
         Meta(description="What listen-remote may listen on: tcp://HOST:PORT, unix:///PATH; default: anything."),
     ] = None
+    control: Annotated[
+        list[Control],
+        Meta(description="What initctl may ask PID 1 for them; if anybody may, its gateway listens; default: nothing."),
+    ] = []
     name: Annotated[Text | None, Meta(description="Default: the file's name without its suffix.")] = None
 
 
@@ -152,6 +157,7 @@ class Manifest(StrictConfig, frozen=True):
     ] = None
     network: Network = Network()
     clients: list[ClientEntry] = []
+    logs: Logs = Logs()
     resources: Resources = Resources()
     runtime_config: Annotated[
         dict[str, Setting],
@@ -196,6 +202,7 @@ def check_manifest(manifest: Manifest, source: str) -> Manifest:
         raise ConfigError(source, "kernel", "source: file needs a path")
     if kernel.source == "debian" and kernel.path is not None:
         raise ConfigError(source, "kernel", "a path needs source: file, blobs or made")
+    check_logs(manifest.logs, source)
     check_schema(manifest.runtime_config, source, "runtime_config.")
     return manifest
 

@@ -34,6 +34,7 @@ from enclavekit_rbuilds.image.ramdisk import AppFile, RamdiskFile, pack_app
 from enclavekit_rbuilds.init_c.image import init_files
 from enclavekit_rbuilds.kernel.sources import fit_compression
 from enclavekit_rbuilds.manifest.clients import Client, render_clients
+from enclavekit_rbuilds.manifest.logs import PATH as LOGS_PATH
 from enclavekit_rbuilds.manifest.network import TABLE_PATH, NetworkPlan, merge_hosts
 from enclavekit_rbuilds.plan.source import Source, hash_file
 from enclavekit_rbuilds.plan.steps import Job, Product, Step
@@ -46,6 +47,13 @@ RUNTIME_CONFIG_UNIT = b"""\
 # Takes the values of this deployment from the parent, measures them into PCR16 and locks it.
 Type = "oneshot"
 ExecStart = ["/usr/bin/python3", "-I", "-m", "enclavekit_enclave_init.runtime_config"]
+"""
+GATEWAY_UNIT_PATH = b"service/initctl-gateway.service"
+GATEWAY_UNIT = b"""\
+# Lets those whom the list of clients grants it ask PID 1, over an attested channel.
+ExecStart = ["/usr/bin/python3", "-I", "-m", "enclavekit_enclave_init.initctl.gateway"]
+Restart = "always"
+RestartSec = 1
 """
 OWN_CODE = (  # package -> folders whose code decides the bytes of an app's ramdisk
     ("enclavekit_rbuilds", ("app", "image", "init_c", "manifest", "plan", "data/units")),
@@ -65,6 +73,8 @@ class AppRequest:
     services: frozenset[str]
     network: NetworkPlan
     runtime_config: Schema = field(default_factory=dict)
+    logs: bytes = b""
+    """A file for PID 1; empty: none."""
     """What the values of a deployment may be; empty: it takes none."""
     keep_owners: bool = False
     """Of a directory: files keep the uid and gid that they have on disk."""
@@ -121,6 +131,7 @@ def facts_of(request: AppRequest) -> tuple[str, ...]:
         " ".join(sorted(request.services)),
         msgspec.json.encode([request.network.table(), request.network.units, request.network.hosts]).decode(),
         msgspec.json.encode(request.runtime_config, order="sorted").decode(),
+        request.logs.decode(),
         request.init,
         own_code_digest(),
         metadata.version("zstandard"),
@@ -247,6 +258,10 @@ def app_files(unit: str, request: AppRequest, account: Account) -> Sequence[AppF
         files.append(AppFile(CLIENTS_PATH, render_clients(request.clients)))
     elif "pipeline" in request.services:  # no list, no listener: a unit that fails would only fill the log
         files.append(AppFile(LISTENER_PATH, (units()["pipeline.service"] + "ServiceEnable = false\n").encode()))
+    if any(client.control for client in request.clients):
+        files.append(AppFile(GATEWAY_UNIT_PATH, GATEWAY_UNIT))
+    if request.logs:
+        files.append(AppFile(LOGS_PATH, request.logs))
     if request.runtime_config:
         schema = msgspec.json.format(msgspec.json.encode(request.runtime_config, order="sorted"), indent=2)
         files.append(AppFile(SCHEMA_PATH.lstrip("/").encode(), schema + b"\n"))
