@@ -146,7 +146,7 @@ class Chaos:
     def turn(self):
         if problem := self.difference():
             if time.monotonic() > self.deadline:
-                print(f"step {self.step}, after {"; ".join(self.history)}: {problem}", flush=True)
+                print(f"step {self.step}, after {', '.join(self.history)}: {problem}", flush=True)
                 os._exit(1)
             self.loop.reactor.call_later(0.005, self.turn)
             return
@@ -154,14 +154,14 @@ class Chaos:
         if self.step >= self.steps:
             self.control.shutdown("poweroff")
             return
-        for _ in range(self.random.randint(1, 4)):
+        for number in range(self.random.randint(1, 4)):
             self.step += 1
-            if self.act():
+            if self.act(settled=number == 0):
                 break
         self.loop.reactor.call_later(0.0, self.turn)
 
-    def act(self):
-        """Do one thing; return whether its outcome must be awaited before the next."""
+    def act(self, *, settled):
+        """Do one thing; return whether its outcome must be awaited before the next. A kill meets settled units only."""
         name = self.random.choice(sorted(self.texts))
         what = self.random.choice(["start", "stop", "restart", "kill", "signal", "edit", "enable", "disable", "jump"])
         self.history.append(f"{what} {name}")
@@ -172,7 +172,7 @@ class Chaos:
             case "stop":
                 self.control.stop(name)
                 self.model.stop(name)
-            case "kill" if (pid := self.loop.pid_of(name)) is not None:
+            case "kill" if settled and (pid := self.loop.pid_of(name)) is not None:
                 # from outside, as the kernel would for want of memory
                 os.kill(pid, signal.SIGKILL)
                 self.model.kill(name, name in self.restarting)
