@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 
 import pytest
@@ -377,3 +378,19 @@ def test_keys_that_answer_to_requests(make_machine):
     machine.initctl("enable", "rival")
     with open(f"{services}/rival.service") as source:
         assert "ServiceEnable = true" in source.read()
+
+
+def test_sighup_reads_the_unit_files_and_keeps_what_runs(make_machine):
+    machine = make_machine()
+    machine.unit("old", sh("echo old runs; exec sleep 1000"))
+    machine.boot().wait_line("old: old runs")
+    service = f"/proc/{machine.pid1}/root/service/"
+    for name, text in (("bad", "Nope = 1"), ("new", sh("echo new runs; exec sleep 1000"))):
+        with open(f"{service}{name}.service", "w") as out:
+            out.write(text)
+        os.kill(machine.pid1, signal.SIGHUP)
+        if name == "bad":
+            machine.wait_for(lambda: any("bad.service:1" in line for line in machine.console))
+            os.unlink(f"{service}bad.service")
+    machine.wait_line("new: new runs")
+    assert machine.console.count("old: old runs") == 1

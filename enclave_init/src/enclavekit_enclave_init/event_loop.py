@@ -87,6 +87,9 @@ class EventLoop:
         """For others who wait: sockets of the control interface, for example."""
         self.observers: list[Callable[[str, str], None]] = []
         """Called with (unit, state) after every change of a state."""
+        self.on_hangup: Callable[[], object] = lambda: None
+        """What SIGHUP asks for."""
+        self._must_reload = False
         self._base_environment = base_environment
         self._hub = hub
         self._console, self._journal, self._may_mount = console, journal, may_mount
@@ -109,6 +112,7 @@ class EventLoop:
         """Start the units and return when everything has stopped."""
         self.reactor.catch_signals(STOP_SIGNALS, self._on_stop_signal)
         self.reactor.catch_signals([signal.SIGCHLD], self._on_child_signal)
+        self.reactor.catch_signals([signal.SIGHUP], self._on_hangup_signal)
         self._console.watch(self._on_console_backlog)
         try:
             self.perform(self.supervisor.start(time.monotonic()))
@@ -146,10 +150,16 @@ class EventLoop:
         self._helpers[pid] = (reader, done)
 
     def _turn(self) -> None:
-        self.reactor.wait(at_once=self._must_reap or bool(self._stop_reason))
+        self.reactor.wait(at_once=self._must_reap or self._must_reload or bool(self._stop_reason))
         if self._stop_reason:
             reason, self._stop_reason = self._stop_reason, ""
             self.perform(self.supervisor.stop_all(reason, time.monotonic()))
+        if self._must_reload:
+            self._must_reload = False
+            try:
+                self.on_hangup()
+            except EnclavekitError as exc:
+                self._journal(str(exc))
         if self._must_reap:
             self._reap()
 
@@ -157,6 +167,9 @@ class EventLoop:
 
     def _on_stop_signal(self, number: int, frame: object) -> None:
         self._stop_reason = f"{signal.Signals(number).name} was sent to PID {os.getpid()}"
+
+    def _on_hangup_signal(self, number: int, frame: object) -> None:
+        self._must_reload = True
 
     def _on_child_signal(self, number: int, frame: object) -> None:
         self._must_reap = True

@@ -20,6 +20,7 @@ from enclavekit_enclave_init import boot_plan, syscalls
 from enclavekit_enclave_init.cgroups import Cgroups
 from enclavekit_enclave_init.config import APP_CONFIG_PATH, CONFIG_PATH, InitConfig
 from enclavekit_enclave_init.console import Console
+from enclavekit_enclave_init.control import Control
 from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.execute import read_mounted, run_operations
@@ -157,6 +158,7 @@ def supervise(
         cgroups=cgroups,
         abilities=find_abilities(cgroups.controllers, may_unshare=as_pid1),
     )
+    loop.on_hangup = Control(loop, config.service_dir).reload_units
     parent = config.vsock
     with_parent = as_pid1 and parent.enabled
     if with_parent and heartbeat_waits(record.unit for record in supervisor.records.values()):
