@@ -110,6 +110,7 @@ PURE = [
     "rbuilds/src/enclavekit_rbuilds/console/report.py",
     "rbuilds/src/enclavekit_rbuilds/console/settings.py",
     "rbuilds/src/enclavekit_rbuilds/console/texts.py",
+    "rbuilds/src/enclavekit_rbuilds/manifest/logs.py",
     "rbuilds/src/enclavekit_rbuilds/manifest/network.py",
     "rbuilds/src/enclavekit_rbuilds/manifest/schema.py",
     "rbuilds/src/enclavekit_rbuilds/plan/steps.py",

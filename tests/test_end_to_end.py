@@ -319,3 +319,33 @@ def test_port_in_use_is_said(shell, enclave):
     with forwarded(shell, enclave.cid) as address:
         refusal = shell.refusal("pf-proxy", "ip-to-vsock", "-i", address, "-v", f"{enclave.cid}:8443", expect=3)
     assert "address already in use" in refusal
+
+
+def test_initctl_by_way_of_the_pipeline_and_from_the_parent(shell, notes):
+    """PID 1 of a real image is asked in both ways; who is not in the list is not let in."""
+    shell.run(
+        *("rbuilds", "build", "--rootfs", "notes.rootfs", "--config", NOTES / "enclave.yaml"),
+        *("--authorize", "keys/alice.crt:all,control", "--output", "controlled.eif"),
+    )
+    enclave = start_enclave(shell, shell.directory / "controlled.eif", "--enclave-name", "controlled")
+    inside = json.loads(
+        shell.output(*enclave.pipeline("exec", "--system", enclave.cid, "--", "initctl", "--json", "list"))
+    )
+    trust = ["--eif", enclave.eif, "--insecure-dev-root", enclave.dev_root]
+    initctl = ["initctl", "--enclave", enclave.name, *trust]
+    alice = [*initctl, "--identity", "keys/alice"]
+    shell.output(*alice, "start", "app")  # the gateway is a unit like any other: the app may come after it
+    tree = {unit["name"]: unit for unit in shell.json(*alice, "--json", "status")["units"]}
+    assert {unit["name"] for unit in inside["services"]} == set(tree) >= {"app", "pipeline", "initctl-gateway"}
+    assert tree["app"]["state"] == "running" and tree["app"]["pid"]
+    assert "asked by alice by way of" in shell.output(*alice, "logs", "enclave-init", "-n", "100")
+    lines = shell.output(*alice, "metrics").splitlines()
+    rss = next(line for line in lines if line.startswith("enclave_init_resident_memory_bytes "))
+    assert float(rss.split()[1]) < 25 * 1024 * 1024
+    assert shell.json(*alice, "--json", "analyze")["boot_ms"] > 0
+    shell.refusal(*initctl, "--identity", "keys/mallory", "ping", expect=3)
+    # its end is told with its cause, and not a word of what the app said
+    shell.output(*alice, "shutdown")
+    end = json.loads(shell.run("nitro-emu", "wait", "--enclave-id", enclave.id, expect=None).stdout)
+    assert end["cause"] in ("requested", "exited", "killed") and end["uptime_s"] > 0
+    assert {line["unit"] for line in end["last_lines"]} == {"enclave-init"}

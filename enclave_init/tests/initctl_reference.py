@@ -220,7 +220,8 @@ client's nonce and the TLS key for service `{channel.SERVICE}`. The signature is
 
 ## Logs
 
-Tables `logs` and keys of `/etc/init.toml`:
+Table `logs` of `/etc/init.toml`, or, in its place, of `/etc/enclavekit/init.toml`, which is the app's part of the image:
+`logs` of `enclave.yaml` ends up there.
 
 {table(["key", "default", ""], log_rows())}
 

@@ -9,12 +9,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from enclavekit_core import fabric
+from enclavekit_attestation.binding import TlsIdentity
+from enclavekit_core import fabric, tls
 from enclavekit_core.errors import ConfigError, RemoteProtocolError
 from enclavekit_emulator.nsm_authority import dev_root_path
 from enclavekit_emulator.nsm_server import serve_nsm
@@ -129,9 +131,9 @@ def inside(tmp_path_factory):
             assert time.monotonic() < deadline, (top / "output").read_text()
             time.sleep(0.02)
 
-        def initctl(*words, identity="boss", pcr0=PCRS[0], status=0):
+        def initctl(*words, identity="boss", pcr0=PCRS[0], status=0, cid=CID):
             flags = [
-                *("--cid", str(CID), "--pcr", f"0={pcr0.hex()}", "--identity", str(top / identity)),
+                *("--cid", str(cid), "--pcr", f"0={pcr0.hex()}", "--identity", str(top / identity)),
                 *("--insecure-dev-root", dev_root_path(str(top / "nsm"))),
             ]
             argv = [
@@ -181,6 +183,37 @@ def test_an_enclave_that_is_another_hears_nothing(inside):
     before = pid()
     assert "PCR0" in inside.initctl("restart", "app", pcr0=b"\x09" * 48, status=6)
     assert pid() == before
+
+
+def test_parent_in_the_middle_is_found_out(inside):
+    """It ends TLS itself and passes the real enclave's evidence on: that binds another key than the one it has."""
+    rt = inside.top / "rt"
+    (rt / "fabric/22").mkdir()
+    fabric.write_record(str(rt / "registry/22.json"), {"cid": 22, "transport": "fabric"})
+    identity, passed = TlsIdentity.generate("initctl"), []
+
+    def relay(listener):
+        sock, _ = listener.accept()
+        there = socket.socket(socket.AF_UNIX)
+        there.connect(str(rt / f"fabric/{CID}/9001.sock"))
+        with (
+            tls.server_context(identity.certificate_pem, identity.key_pem).wrap_socket(sock, server_side=True) as ours,
+            tls.attested_client_context().wrap_socket(there, server_hostname="enclave") as theirs,
+            contextlib.suppress(OSError),
+        ):
+            for source, sink in ((ours, theirs), (theirs, ours)) * 4:
+                passed.append(source.recv(65536))
+                sink.sendall(passed[-1])
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(rt / "fabric/22/9001.sock"))
+        listener.listen()
+        thread = threading.Thread(target=relay, args=(listener,), daemon=True)
+        thread.start()
+        assert "another TLS key" in inside.initctl("restart", "app", cid=22, status=6)
+        thread.join(PATIENCE_S)
+    # a hello, the evidence, and the end: neither who calls nor what was asked
+    assert passed[0].count(b"hello") == 1 and b"evidence" in passed[1] and not any(passed[2:])
 
 
 def test_callers_do_not_write_the_envelope(inside):

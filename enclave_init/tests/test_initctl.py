@@ -376,12 +376,20 @@ def test_parent_gets_no_output_of_the_app_by_default(machine):
 
 
 def test_parent_gets_the_last_lines_where_the_image_says_so(machine):
-    machine.file("/etc/init.toml", "[logs]\nto_parent = 'all'\nlast_lines = 8\n")
+    machine.file("/etc/init.toml", "[logs]\nto_parent = 'nothing'\n")
+    machine.file("/etc/enclavekit/init.toml", "[logs]\nto_parent = 'all'\nlast_lines = 8\n")  # the app's own goes first
     machine.unit("app", sh("echo working; echo 'out of cheese' >&2; kill -9 $$") + OVER)
     report = machine.boot().wait()
     assert (report["cause"], report["signal"], report["unit"]) == ("killed", 9, "app")
     assert {"unit": "app", "stream": "stderr", "text": "out of cheese"} in report["last_lines"]
     assert len(report["last_lines"]) == 8 and 0 < report["uptime_s"] < 1000
+
+
+def test_app_may_say_nothing_else_to_pid_1(machine):
+    machine.file("/etc/enclavekit/init.toml", "[control]\nsocket = ''\n")
+    machine.unit("app", "ExecStart = 'true'\n")
+    report = machine.boot().wait()
+    assert report["cause"] == "boot-failed" and "control" in report["reason"]
 
 
 def test_failed_boot_is_reported_as_that(machine):

@@ -8,10 +8,12 @@ from enclavekit_enclave_init.console import Console
 from enclavekit_enclave_init.logs.config import LogConfig, parse_log_config
 from enclavekit_enclave_init.logs.hub import MAX_READERS, LogHub, Reader
 from enclavekit_enclave_init.logs.kernel_log import parse_kernel_record
+from enclavekit_enclave_init.logs.kernel_reader import KernelReader
 from enclavekit_enclave_init.logs.line_queue import LineQueue
 from enclavekit_enclave_init.logs.records import Batch, format_json, format_text
 from enclavekit_enclave_init.logs.redaction import compile_patterns, redact
 from enclavekit_enclave_init.logs.ring import BATCH_BYTES, LogRing
+from enclavekit_enclave_init.reactor import Reactor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -185,3 +187,20 @@ def test_hub_bounds_its_readers():
     hub.leave(readers[0])
     hub.write("a", "stdout", [b"x"])
     assert not readers[0].queue and readers[1].queue
+
+
+@pytest.mark.skipif(not os.access("/dev/kmsg", os.R_OK), reason="needs a kernel log that may be read")
+def test_kernel_log_is_read_into_ours():
+    try:
+        os.close(os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK))
+    except OSError as exc:
+        pytest.skip(f"needs a kernel log that may be read: {exc.strerror}")
+    hub, reactor = make_hub(), Reactor()
+    reader = KernelReader(reactor, hub)
+    try:
+        reactor.wait(at_once=True)
+        lines = hub.tail(["kernel"], 10)
+        assert lines and {line.stream for line in lines} == {"kernel"}
+    finally:
+        reader.close()
+        reactor.close()

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 
 import pytest
@@ -326,3 +327,70 @@ def test_unit_that_the_heartbeat_waits_for_and_that_fails_ends_the_boot(make_mac
     report = machine.boot().wait()
     assert "the boot has failed" in report["reason"] and "ready" in report["reason"]
     assert machine.heartbeat.received == []
+
+
+def test_keys_that_answer_to_requests(make_machine):
+    """ExecReload, KillMode, Wants, Conflicts and ServiceEnable, asked for through initctl."""
+    machine = make_machine()
+    child = 'sh -c "trap \\"echo child got TERM\\" TERM; {ready} {loop}"'
+    parent = 'trap "echo main got TERM; exit 0" TERM; ' + child + " & {loop}"
+    loop = "while :; do sleep 0.01; done"
+    kill_modes = {"control-group": "cg", "mixed": "mx"}
+    for mode, name in kill_modes.items():
+        script = parent.format(ready=f"touch /tmp/{name};", loop=loop)
+        machine.unit(name, sh(script) + f"KillMode = '{mode}'\nTimeoutStopSec = 5\n")
+    machine.unit("reloads", sh("exec sleep 1000") + "ExecReload = \"sh -c 'echo reloaded'\"\n")
+    machine.unit("fails", sh("exec sleep 1000") + "ExecReload = 'false'\n")
+    machine.unit("wanted", sh("exec sleep 1000"))
+    machine.unit("wanting", sh("exec sleep 1000") + "Wants = ['wanted']\n")
+    machine.unit("rival", sh("exec sleep 1000") + "Conflicts = ['wanted']\nServiceEnable = false\n")
+    machine.boot()
+    machine.wait_for(lambda: all(os.path.exists(f"/proc/{machine.pid1}/root/tmp/{n}") for n in kill_modes.values()))
+
+    def state(name):
+        return machine.initctl_json("status", name)["status"]["state"]
+
+    before = machine.initctl_json("status", "reloads")["status"]["pid"]
+    machine.initctl("reload", "reloads")
+    machine.wait_for(lambda: "reloaded" in machine.log("reloads"))
+    assert machine.initctl_json("status", "reloads")["status"]["pid"] == before
+    machine.initctl("reload", "fails")
+    machine.wait_for(lambda: any("ExecReload exited with 1" in line for line in machine.console))
+    assert state("fails") == "running"
+
+    for name in kill_modes.values():
+        machine.initctl("stop", name)
+    machine.wait_for(lambda: "main got TERM" in machine.log("cg") and "main got TERM" in machine.log("mx"))
+    assert "child got TERM" not in machine.log("mx")
+
+    machine.initctl("stop", "wanted")
+    machine.initctl("stop", "wanting")
+    machine.initctl("start", "wanting")
+    machine.wait_for(lambda: state("wanted") == "running")
+    machine.initctl("start", "rival")
+    assert (state("rival"), state("wanted"), state("wanting")) == ("running", "stopped", "running")
+    machine.initctl("start", "wanted")
+    assert (state("rival"), state("wanted")) == ("stopped", "running")
+
+    services = f"/proc/{machine.pid1}/root/service"
+    machine.initctl("disable", "wanted")
+    assert sorted(name for name in os.listdir(services) if "wanted" in name) == ["wanted.service.disabled"]
+    machine.initctl("enable", "rival")
+    with open(f"{services}/rival.service") as source:
+        assert "ServiceEnable = true" in source.read()
+
+
+def test_sighup_reads_the_unit_files_and_keeps_what_runs(make_machine):
+    machine = make_machine()
+    machine.unit("old", sh("echo old runs; exec sleep 1000"))
+    machine.boot().wait_line("old: old runs")
+    service = f"/proc/{machine.pid1}/root/service/"
+    for name, text in (("bad", "Nope = 1"), ("new", sh("echo new runs; exec sleep 1000"))):
+        with open(f"{service}{name}.service", "w") as out:
+            out.write(text)
+        os.kill(machine.pid1, signal.SIGHUP)
+        if name == "bad":
+            machine.wait_for(lambda: any("bad.service:1" in line for line in machine.console))
+            os.unlink(f"{service}bad.service")
+    machine.wait_line("new: new runs")
+    assert machine.console.count("old: old runs") == 1

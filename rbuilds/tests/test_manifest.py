@@ -39,6 +39,10 @@ clients:
   - {certificate: alice.crt, allow: all, name: ops, commands: [[ls, "..."]], read: [/data], write: [], user: app,
      environment: [LANG], landlock: {read: [/]}, seccomp: no-network, forward: ["tcp://127.0.0.1:8443"], reverse: []}
 resources: {memory_mib: 2048, cpus: 4, cid: 16}
+logs:
+  to_parent: all
+  stream_port: 9100
+  redact: ["pw=[a-z]+"]
 runtime_config: {REGION: {type: string, default: eu-west-1}}
 kernel: {source: file, path: bzImage, sha256: %s}
 signing: {key: signing.key, certificate: signing.crt}
@@ -270,3 +274,24 @@ def test_a_kernel_that_is_named_by_hash_is_that_kernel(
     assert main(["build", "-q", *map(str, words)]) == (0 if fits else 2)
     assert (tmp_path / "x.eif").exists() == fits
     assert fits or digest in capsys.readouterr().err
+
+
+def test_logs_go_into_the_image_as_pid_1_reads_them():
+    import tomllib
+
+    from enclavekit_rbuilds.manifest.logs import Logs, render_logs
+
+    assert render_logs(Logs()) == b""
+    logs = Logs(redact=['pw=\\S+"'], to_parent="all", stream_port=9100)
+    assert tomllib.loads(render_logs(logs).decode()) == {
+        "logs": {"redact": ['pw=\\S+"'], "to_parent": "all", "stream_port": 9100}
+    }
+
+
+@pytest.mark.parametrize("pattern", ["(", "(a)", "a*", "(?i)a"])
+def test_patterns_that_pid_1_would_refuse_are_refused_at_build(pattern):
+    from enclavekit_rbuilds.manifest.logs import Logs, check_logs
+
+    with pytest.raises(ConfigError) as caught:
+        check_logs(Logs(redact=[pattern]), "enclave.yaml")
+    assert caught.value.key == "logs.redact"

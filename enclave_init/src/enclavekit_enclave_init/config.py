@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from enclavekit_core.address import CID_PARENT, MAX_U32
 from enclavekit_core.errors import ConfigError
@@ -19,6 +19,7 @@ from enclavekit_enclave_init.initctl.access import ControlConfig, parse_control_
 from enclavekit_enclave_init.logs.config import LogConfig, parse_log_config
 
 CONFIG_PATH = "/etc/init.toml"
+APP_CONFIG_PATH = "/etc/enclavekit/init.toml"  # of the app's part of the image, which is measured with it
 UPSTREAM_CONFIG_PATH = "/etc/init.yaml"
 MAX_CONFIG_BYTES = 256 * 1024
 MAX_TIMEOUT_S = 3600.0
@@ -96,6 +97,20 @@ def parse_config(text: str, source: str) -> InitConfig:
         control=parse_control_config(control, source),
         **checked,  # type: ignore[arg-type]
     )
+
+
+def add_app_config(config: InitConfig, text: str, source: str) -> InitConfig:
+    """Return `config` with what the app's part of the image says: its table `logs`, in place of the framework's.
+
+    Raises: ConfigError.
+    """
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(source, "", str(exc).lower()) from exc
+    if unknown := document.keys() - {"logs"}:
+        raise ConfigError(source, min(unknown), "unknown key: only logs is the app's to say")
+    return replace(config, logs=parse_log_config(document["logs"], source)) if "logs" in document else config
 
 
 def _refuse_unknown(values: Mapping[str, object], shape: type, source: str, prefix: str) -> None:

@@ -87,6 +87,9 @@ class EventLoop:
         """For others who wait: sockets of the control interface, for example."""
         self.observers: list[Callable[[str, str], None]] = []
         """Called with (unit, state) after every change of a state."""
+        self.on_hangup: Callable[[], object] = lambda: None
+        """What SIGHUP asks for."""
+        self._must_reload = False
         self._base_environment = base_environment
         self._hub = hub
         self._console, self._journal, self._may_mount = console, journal, may_mount
@@ -100,6 +103,8 @@ class EventLoop:
         self._helpers: dict[int, tuple[int, Callable[[str], None]]] = {}
         self._stop_reason = ""
         self._must_reap = True
+        self._queue: deque[ev.Action] = deque()
+        self._performing = False
         self._outcome: ev.Outcome | None = None
         self._stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -107,6 +112,7 @@ class EventLoop:
         """Start the units and return when everything has stopped."""
         self.reactor.catch_signals(STOP_SIGNALS, self._on_stop_signal)
         self.reactor.catch_signals([signal.SIGCHLD], self._on_child_signal)
+        self.reactor.catch_signals([signal.SIGHUP], self._on_hangup_signal)
         self._console.watch(self._on_console_backlog)
         try:
             self.perform(self.supervisor.start(time.monotonic()))
@@ -144,10 +150,16 @@ class EventLoop:
         self._helpers[pid] = (reader, done)
 
     def _turn(self) -> None:
-        self.reactor.wait(at_once=self._must_reap or bool(self._stop_reason))
+        self.reactor.wait(at_once=self._must_reap or self._must_reload or bool(self._stop_reason))
         if self._stop_reason:
             reason, self._stop_reason = self._stop_reason, ""
             self.perform(self.supervisor.stop_all(reason, time.monotonic()))
+        if self._must_reload:
+            self._must_reload = False
+            try:
+                self.on_hangup()
+            except EnclavekitError as exc:
+                self._journal(str(exc))
         if self._must_reap:
             self._reap()
 
@@ -155,6 +167,9 @@ class EventLoop:
 
     def _on_stop_signal(self, number: int, frame: object) -> None:
         self._stop_reason = f"{signal.Signals(number).name} was sent to PID {os.getpid()}"
+
+    def _on_hangup_signal(self, number: int, frame: object) -> None:
+        self._must_reload = True
 
     def _on_child_signal(self, number: int, frame: object) -> None:
         self._must_reap = True
@@ -233,35 +248,47 @@ class EventLoop:
         self.perform(self.supervisor.handle(event, time.monotonic()))
 
     def perform(self, actions: list[ev.Action]) -> None:
-        """Run what the supervisor, or an operation on it, has decided."""
-        queue = deque(actions)
-        while queue:
-            match queue.popleft():
-                case ev.Spawn(name):
-                    failed = self._spawn(name, None, self.supervisor.records[name].unit)
-                    if failed is not None:
-                        queue += self.supervisor.handle(ev.Exited(name, failed), time.monotonic())
-                case ev.SpawnCommand(name, slot, argv):
-                    failed = self._spawn(name, slot, replace(self.supervisor.records[name].unit, argv=argv))
-                    if failed is not None:
-                        queue += self.supervisor.handle(ev.CommandExited(name, slot, failed), time.monotonic())
-                case ev.DropCommand(name, slot):
-                    self._drop(name, slot)
-                case ev.Signal(name, number, main_only):
-                    self._signal(name, number, main_only)
-                case ev.KillSession(name):
-                    self._kill(name)
-                case ev.SetTimer(name, delay_s, timer):
-                    self._set_timer(name, timer, delay_s)
-                case ev.CancelTimer(name, timer):
-                    self._cancel_timer(name, timer)
-                case ev.Changed(name, state):
-                    for observer in list(self.observers):
-                        observer(name, state)
-                case ev.Note(text):
-                    self._journal(text)
-                case ev.PowerOff(outcome):
-                    self._finish(outcome)
+        """Run what the supervisor, or an operation on it, has decided.
+
+        Called while it runs, by an observer for example, it appends: actions keep the order of the decisions.
+        """
+        self._queue += actions
+        if self._performing:
+            return
+        self._performing = True
+        try:
+            while self._queue:
+                self._run_action(self._queue.popleft())
+        finally:
+            self._performing = False
+
+    def _run_action(self, action: ev.Action) -> None:
+        match action:
+            case ev.Spawn(name):
+                failed = self._spawn(name, None, self.supervisor.records[name].unit)
+                if failed is not None:
+                    self._queue += self.supervisor.handle(ev.Exited(name, failed), time.monotonic())
+            case ev.SpawnCommand(name, slot, argv):
+                failed = self._spawn(name, slot, replace(self.supervisor.records[name].unit, argv=argv))
+                if failed is not None:
+                    self._queue += self.supervisor.handle(ev.CommandExited(name, slot, failed), time.monotonic())
+            case ev.DropCommand(name, slot):
+                self._drop(name, slot)
+            case ev.Signal(name, number, main_only):
+                self._signal(name, number, main_only)
+            case ev.KillSession(name):
+                self._kill(name)
+            case ev.SetTimer(name, delay_s, timer):
+                self._set_timer(name, timer, delay_s)
+            case ev.CancelTimer(name, timer):
+                self._cancel_timer(name, timer)
+            case ev.Changed(name, state):
+                for observer in list(self.observers):
+                    observer(name, state)
+            case ev.Note(text):
+                self._journal(text)
+            case ev.PowerOff(outcome):
+                self._finish(outcome)
 
     def _signal(self, name: str, number: int, main_only: bool) -> None:
         process = self._by_unit.get((name, None)) or self._by_unit.get((name, ev.Slot.COMMAND))

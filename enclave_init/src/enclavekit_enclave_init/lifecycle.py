@@ -18,8 +18,9 @@ from enclavekit_core.errors import EnclavekitError
 
 from enclavekit_enclave_init import boot_plan, syscalls
 from enclavekit_enclave_init.cgroups import Cgroups
-from enclavekit_enclave_init.config import CONFIG_PATH, InitConfig
+from enclavekit_enclave_init.config import APP_CONFIG_PATH, CONFIG_PATH, InitConfig
 from enclavekit_enclave_init.console import Console
+from enclavekit_enclave_init.control import Control
 from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.execute import read_mounted, run_operations
@@ -35,7 +36,7 @@ from enclavekit_enclave_init.ordering import plan_start
 from enclavekit_enclave_init.ready import ReadyHeartbeat
 from enclavekit_enclave_init.report import BOOT, BUG, lines_for_parent, make_report, send_report
 from enclavekit_enclave_init.supervisor import Supervisor
-from enclavekit_enclave_init.unit_files import read_config, read_units
+from enclavekit_enclave_init.unit_files import read_app_config, read_config, read_units
 from enclavekit_enclave_init.units import Unit
 
 LAST_WORDS_S = 2.0  # how long the end waits for a slow console and for the parent to take the report
@@ -64,7 +65,7 @@ class Enclave:
         self.owns_machine = boot_plan.owns_machine(mounted)
         machine = boot_plan.plan_machine(mounted)
         run_operations(machine, self.journal, lambda: self.console.attach(CONSOLE_FD), self.times.add_step)
-        self.config = read_config(CONFIG_PATH, required=False)
+        self.config = read_app_config(read_config(CONFIG_PATH, required=False), APP_CONFIG_PATH)
         units = read_units(self.config.service_dir, self.journal)
         supervisor = prepare_supervisor(units, self.journal)
         system = boot_plan.plan_system(
@@ -157,6 +158,7 @@ def supervise(
         cgroups=cgroups,
         abilities=find_abilities(cgroups.controllers, may_unshare=as_pid1),
     )
+    loop.on_hangup = Control(loop, config.service_dir).reload_units
     parent = config.vsock
     with_parent = as_pid1 and parent.enabled
     if with_parent and heartbeat_waits(record.unit for record in supervisor.records.values()):

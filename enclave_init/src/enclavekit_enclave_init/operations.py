@@ -28,7 +28,7 @@ from enclavekit_core.errors import ConfigError, InputError
 from enclavekit_enclave_init.events import Action, Signal
 from enclavekit_enclave_init.ordering import StartPlan, plan_start
 from enclavekit_enclave_init.supervisor import Supervisor
-from enclavekit_enclave_init.unit_state import ACTIVE, HALTING, Record, State, Stop, Why
+from enclavekit_enclave_init.unit_state import ACTIVE, Record, State, Stop, Why
 from enclavekit_enclave_init.units import Unit
 
 SIGNALS = range(1, 65)  # Linux; 0 would only ask
@@ -64,18 +64,8 @@ class Operations:
             if record.stop.why not in (Why.REQUEST, Why.AGAIN):
                 raise InputError("start", name, f"it stops: {record.stop.reason}")
             record.stop = Stop(Why.AGAIN, "a start was asked for")
-        supervisor = self._supervisor
-        wanted = self._needed_by(name)
-        try:
-            supervisor.plan = self._plan({*supervisor.plan.after, *wanted})
-        except ConfigError as exc:
-            raise InputError("start", name, exc.reason) from exc
-        for other in wanted:
-            self._queue(supervisor.records[other])
-            for rival in supervisor.plan.conflicts[other]:
-                if rival not in wanted:
-                    self._stop(supervisor.records[rival], Stop(Why.REQUEST, f"conflicts with {other}"))
-        return supervisor.settle(now)
+        self._bring_up("start", name)
+        return self._supervisor.settle(now)
 
     def stop(self, name: str, now: float) -> list[Action]:
         record = self._find("stop", name)
@@ -92,6 +82,9 @@ class Operations:
             raise InputError("restart", name, "its file has gone")
         if record.stop is not None and record.stop.why not in (Why.REQUEST, Why.AGAIN, Why.FAULT):
             raise InputError("restart", name, f"it stops: {record.stop.reason}")
+        if record.stop is not None and record.stop.why is Why.REQUEST:
+            record.stop = Stop(Why.AGAIN, "a restart was asked for")
+        self._bring_up("restart", name)  # what it requires may be about to stop
         self._restart(record, "a restart was asked for")
         return self._supervisor.settle(now)
 
@@ -224,6 +217,20 @@ class Operations:
             queue += [other for other, record in records.items() if current in record.unit.required_by]
         return needed
 
+    def _bring_up(self, verb: str, name: str) -> None:
+        """Have the unit and what it requires start; what is up stays so."""
+        supervisor = self._supervisor
+        wanted = self._needed_by(name)
+        try:
+            supervisor.plan = self._plan({*supervisor.plan.after, *wanted})
+        except ConfigError as exc:
+            raise InputError(verb, name, exc.reason) from exc
+        for other in wanted:
+            self._queue(supervisor.records[other])
+            for rival in supervisor.plan.conflicts[other]:
+                if rival not in wanted:
+                    self._stop(supervisor.records[rival], Stop(Why.REQUEST, f"conflicts with {other}"))
+
     def _queue(self, record: Record) -> None:
         """Have a unit start that is not up or about to be."""
         settled = record.state in (State.DONE, State.FAILED, State.STOPPED)
@@ -234,7 +241,7 @@ class Operations:
             self._supervisor.queue_start(record)
         elif record.state is State.BACKOFF:
             self._supervisor.queue_start(record)
-        elif record.state in HALTING and record.stop is not None and record.stop.why is Why.REQUEST:
+        elif record.state in ACTIVE and record.stop is not None and record.stop.why is Why.REQUEST:
             record.stop = Stop(Why.AGAIN, "a start was asked for")
 
     def _stop(self, record: Record, stop: Stop) -> None:
@@ -253,8 +260,6 @@ class Operations:
 
     def _restart(self, record: Record, reason: str) -> None:
         if record.state in ACTIVE:
-            if record.stop is not None and record.stop.why is Why.REQUEST:
-                record.stop = Stop(Why.AGAIN, reason)
             self._supervisor.request_stop(record, Stop(Why.AGAIN, reason))
             for dependent in self._supervisor.dependents_of(record.unit.name):
                 self._restart(dependent, f"requires {record.unit.name}, which restarts")

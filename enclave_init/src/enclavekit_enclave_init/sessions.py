@@ -17,7 +17,8 @@ def signal_group(leader: int, number: int) -> None:
     try:
         os.killpg(leader, number)
     except ProcessLookupError:
-        pass
+        # just forked, it may not lead a group yet: the signal must not be lost
+        signal_process(leader, number)
     except PermissionError:
         # all that is left are processes with another uid, outside a PID 1 with all rights
         pass

@@ -9,7 +9,13 @@ from dataclasses import replace
 
 from enclavekit_core.errors import ConfigError, InputError, describe_cause
 
-from enclavekit_enclave_init.config import MAX_CONFIG_BYTES, UPSTREAM_CONFIG_PATH, InitConfig, parse_config
+from enclavekit_enclave_init.config import (
+    MAX_CONFIG_BYTES,
+    UPSTREAM_CONFIG_PATH,
+    InitConfig,
+    add_app_config,
+    parse_config,
+)
 from enclavekit_enclave_init.unit_values import normalize_name
 from enclavekit_enclave_init.units import MAX_UNIT_BYTES, Unit, enable_text, parse_unit
 
@@ -89,6 +95,11 @@ def read_config(path: str, *, required: bool) -> InitConfig:
             raise ConfigError(UPSTREAM_CONFIG_PATH, "", f"this version reads {path}, in TOML, with the same key names")
         return InitConfig()
     return parse_config(_read_text(path, MAX_CONFIG_BYTES), path)
+
+
+def read_app_config(config: InitConfig, path: str) -> InitConfig:
+    """Return `config` with what the file in the app's part of the image adds, if there is one. Raises ConfigError."""
+    return add_app_config(config, _read_text(path, MAX_CONFIG_BYTES), path) if os.path.lexists(path) else config
 
 
 def _read_text(path: str, limit: int) -> str:

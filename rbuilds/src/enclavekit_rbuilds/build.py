@@ -79,6 +79,8 @@ class BuildRequest:
     services: frozenset[str] = frozenset(SERVICES)
     network: Network = field(default_factory=Network)
     runtime_config: Schema = field(default_factory=dict)
+    logs: bytes = b""
+    """How PID 1 keeps them, as the file that it reads; empty: as by default."""
     """What the values of a deployment may be."""
     resources: Resources = field(default_factory=Resources)
     signing: Signing | None = None
@@ -140,6 +142,8 @@ def check_request(request: BuildRequest) -> None:
     if request.clients and "pipeline" not in request.services:
         raise ConfigError(request.source, "services", "clients are listed, but without pipeline nobody can enter")
     if request.init == "c":
+        if request.logs:
+            raise ConfigError(request.source, "logs", "the small init of --init c keeps none")
         check_alone(
             request.source,
             services=request.services,
@@ -160,6 +164,7 @@ def plan_build(request: BuildRequest, progress: Progress, scope: contextlib.Exit
         services=request.services,
         network=network,
         runtime_config=request.runtime_config,
+        logs=request.logs,
         keep_owners=request.keep_owners,
         init=request.init,
     )

@@ -24,6 +24,7 @@ from enclavekit_rbuilds.init_c.build import check_init
 from enclavekit_rbuilds.lock import FILE_NAME as LOCK_NAME
 from enclavekit_rbuilds.lock import load_lock
 from enclavekit_rbuilds.manifest.clients import Client, check_client, load_client, parse_authorization
+from enclavekit_rbuilds.manifest.logs import render_logs
 from enclavekit_rbuilds.manifest.model import (
     FILE_NAME,
     SERVICES,
@@ -97,6 +98,7 @@ def merge_request(args: argparse.Namespace) -> BuildRequest:
         services=_services(args, manifest),
         network=_network(args, manifest),
         runtime_config=manifest.runtime_config,
+        logs=render_logs(manifest.logs),
         resources=_resources(args, manifest),
         signing=_signing(args, manifest),
         arch=args.arch,

@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from enclavekit_rbuilds.app.image_config import Overrides
 from enclavekit_rbuilds.manifest.clients import USUAL_VERBS, Control, Fence
+from enclavekit_rbuilds.manifest.logs import Logs, check_logs
 
 FILE_NAME = "enclave.yaml"
 SERVICES = ("attestation", "files", "pipeline")
@@ -156,6 +157,7 @@ class Manifest(StrictConfig, frozen=True):
     ] = None
     network: Network = Network()
     clients: list[ClientEntry] = []
+    logs: Logs = Logs()
     resources: Resources = Resources()
     runtime_config: Annotated[
         dict[str, Setting],
@@ -200,6 +202,7 @@ def check_manifest(manifest: Manifest, source: str) -> Manifest:
         raise ConfigError(source, "kernel", "source: file needs a path")
     if kernel.source == "debian" and kernel.path is not None:
         raise ConfigError(source, "kernel", "a path needs source: file, blobs or made")
+    check_logs(manifest.logs, source)
     check_schema(manifest.runtime_config, source, "runtime_config.")
     return manifest
 

@@ -34,6 +34,7 @@ from enclavekit_rbuilds.image.ramdisk import AppFile, RamdiskFile, pack_app
 from enclavekit_rbuilds.init_c.image import init_files
 from enclavekit_rbuilds.kernel.sources import fit_compression
 from enclavekit_rbuilds.manifest.clients import Client, render_clients
+from enclavekit_rbuilds.manifest.logs import PATH as LOGS_PATH
 from enclavekit_rbuilds.manifest.network import TABLE_PATH, NetworkPlan, merge_hosts
 from enclavekit_rbuilds.plan.source import Source, hash_file
 from enclavekit_rbuilds.plan.steps import Job, Product, Step
@@ -72,6 +73,8 @@ class AppRequest:
     services: frozenset[str]
     network: NetworkPlan
     runtime_config: Schema = field(default_factory=dict)
+    logs: bytes = b""
+    """A file for PID 1; empty: none."""
     """What the values of a deployment may be; empty: it takes none."""
     keep_owners: bool = False
     """Of a directory: files keep the uid and gid that they have on disk."""
@@ -128,6 +131,7 @@ def facts_of(request: AppRequest) -> tuple[str, ...]:
         " ".join(sorted(request.services)),
         msgspec.json.encode([request.network.table(), request.network.units, request.network.hosts]).decode(),
         msgspec.json.encode(request.runtime_config, order="sorted").decode(),
+        request.logs.decode(),
         request.init,
         own_code_digest(),
         metadata.version("zstandard"),
@@ -256,6 +260,8 @@ def app_files(unit: str, request: AppRequest, account: Account) -> Sequence[AppF
         files.append(AppFile(LISTENER_PATH, (units()["pipeline.service"] + "ServiceEnable = false\n").encode()))
     if any(client.control for client in request.clients):
         files.append(AppFile(GATEWAY_UNIT_PATH, GATEWAY_UNIT))
+    if request.logs:
+        files.append(AppFile(LOGS_PATH, request.logs))
     if request.runtime_config:
         schema = msgspec.json.format(msgspec.json.encode(request.runtime_config, order="sorted"), indent=2)
         files.append(AppFile(SCHEMA_PATH.lstrip("/").encode(), schema + b"\n"))

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PID 1 in namespaces of its own: its boot time against the number of services, its memory, what it does when idle.
+
+Its own time is the processor time of PID 1 itself (utime and stime of /proc/1/stat), not what the services take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import enclavekit_enclave_init
+from run import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+ENTER = ROOT / "enclave_init/tests/enter_machine.py"
+STUB = Path(enclavekit_enclave_init.__file__).with_name("init_stub")
+CID = 16
+ROUNDS = 3
+IDLE_S = 3
+HERTZ = os.sysconf("SC_CLK_TCK")
+PYTHON = os.path.realpath(sys.executable)
+# runs when all others are up; looks at PID 1 now, and again after a while in which nothing happens
+WATCHER = f"""
+import time
+def own(): return [int(w) for w in open('/proc/1/stat').read().rpartition(')')[2].split()[11:13]]
+def field(name): return int(next(l.split()[1] for l in open('/proc/1/status') if l.startswith(name)))
+ready, up = sum(own()), float(open('/proc/uptime').read().split()[0])
+started = int(open('/proc/1/stat').read().rpartition(')')[2].split()[19]) / {HERTZ}
+time.sleep(1)
+wakes, used = field('voluntary_ctxt_switches'), sum(own())
+time.sleep({IDLE_S})
+print('figures', ready / {HERTZ}, up - started, field('VmRSS'), sum(own()) - used,
+      field('voluntary_ctxt_switches') - wakes, flush=True)
+"""
+
+
+def measure() -> Iterator[Figure]:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        raise SystemExit("bench init: needs root and unshare(1)")
+    for count in (1, 10, 100):
+        rounds = [boot(count) for _ in range(ROUNDS)]
+        own, wall, rss, idle_ticks, wakes = (min(values) for values in zip(*rounds, strict=True))
+        yield Figure(f"init: own time until {count} services run", own, "s", target="5 services: under 1 s")
+        yield Figure(f"init: from its start until {count} services run", wall, "s")
+        yield Figure(f"init: resident with {count} services", rss / 1024, "MiB", target="under 25 MB")
+        yield Figure(f"init: processor time in {IDLE_S} s of idling", idle_ticks / HERTZ, "s", target="zero")
+        yield Figure(f"init: wake-ups in {IDLE_S} s of idling", wakes, "", target="zero")
+
+
+def boot(count: int) -> list[float]:
+    with tempfile.TemporaryDirectory(prefix="enclavekit-bench-init-") as name:
+        base = Path(name)
+        image, out, runtime, root = (base / part for part in ("image", "out", "rt", "root"))
+        for path in (image / "service", image / "etc", out, root, runtime / "registry"):
+            path.mkdir(parents=True)
+        (runtime / "registry/self.json").write_text(json.dumps({"cid": CID}))
+        (image / "etc/init.toml").write_text("[vsock]\nenabled = false\n")
+        stub = STUB.read_text().replace("/usr/lib/enclavekit", "/enclavekit").replace("/usr/bin/python3", PYTHON)
+        (image / "init").write_text(stub)
+        (image / "init").chmod(0o755)
+        for number in range(count):
+            (image / f"service/s{number}.service").write_text("ExecStart = 'sleep 100000'\n")
+        names = [f"s{number}" for number in range(count)]
+        watcher = json.dumps([PYTHON, "-IS", "-c", WATCHER])
+        (image / "service/watcher.service").write_text(
+            f"ExecStart = {watcher}\nOnExit = 'poweroff'\nAfter = {json.dumps(names)}\n"
+        )
+        command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--net", "--uts", "--ipc", sys.executable]
+        command += [str(ENTER), str(root), str(image), str(out), str(runtime)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        killer = threading.Timer(120, process.kill)
+        killer.start()
+        try:
+            assert process.stderr is not None
+            lines = process.stderr.read().decode(errors="replace").splitlines()
+            process.wait()
+        finally:
+            killer.cancel()
+        found = [line for line in lines if line.startswith("watcher: figures ")]
+        if not found:
+            raise SystemExit("bench init: the enclave did not come up\n" + "\n".join(lines[-20:]))
+        return [float(word) for word in found[0].split()[2:]]

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PID 1 of a PID namespace of its own: units of every temper, thousands of random requests and misfortunes, a model.
+
+    chaos_enclave.py DIRECTORY SEED STEPS FLOOD_LINES
+
+Prints the step and the difference and ends with 1 where the enclave and the model disagree for longer than PATIENCE_S.
+The model says what each unit must come to; besides, nothing may live that belongs to no unit, and no descriptor may be
+left over. The console is a pipe that nobody reads, the log a file system that is full most of the time.
+"""
+
+import collections
+import os
+import random
+import signal
+import sys
+import time
+
+from enclavekit_core.errors import ConfigError, InputError
+from enclavekit_enclave_init import syscalls
+from enclavekit_enclave_init.cgroups import Cgroups
+from enclavekit_enclave_init.console import Console
+from enclavekit_enclave_init.control import Control
+from enclavekit_enclave_init.event_loop import EventLoop
+from enclavekit_enclave_init.journal import Journal
+from enclavekit_enclave_init.kernel_features import find_abilities
+from enclavekit_enclave_init.logs.hub import LogHub
+from enclavekit_enclave_init.ordering import plan_start
+from enclavekit_enclave_init.supervisor import Supervisor
+from enclavekit_enclave_init.unit_files import read_units
+
+PATIENCE_S = 120.0
+SLEEP = "exec sleep 100000"
+FOREVER = "Restart = 'always'\nRestartSec = 0\nRestartMaxDelaySec = 0\nStartLimitBurst = 0\n"
+LOOP = "while :; do sleep 100000 & wait; done"
+
+
+def units(flood_lines):
+    def sh(script):
+        return f"ExecStart = ['sh', '-c', '''{script}''']\n"
+
+    storm = 'trap "for i in 1 2 3 4 5 6 7 8 9; do (setsid true & setsid true & setsid true &) ; done" USR1;'
+    flood = f'trap "yes 0123456789abcdef | head -n {flood_lines}" USR1;'
+    return {
+        "plain": sh(SLEEP),
+        "leaner": sh(SLEEP) + "Requires = ['plain']\n",
+        "lean-again": sh(SLEEP) + "Requires = ['leaner']\n",
+        "steady": sh(SLEEP) + FOREVER,
+        "bound": sh(SLEEP) + "BindsTo = ['steady']\n",
+        "stubborn": sh(f"trap \"\" TERM; {LOOP}") + "TimeoutStopSec = 0.05\n" + FOREVER,
+        "storm": sh(f"{storm} {LOOP}") + FOREVER,
+        "flood": sh(f"{flood} {LOOP}") + FOREVER,
+        "polite": sh(SLEEP)
+        + "ExecStartPre = 'true'\nExecStartPost = 'true'\nExecStop = ['true', '-false']\n"
+        + FOREVER,
+        "once": sh("exit 0") + "Type = 'oneshot'\n",
+        "watched": sh(SLEEP) + "HealthCheck = 'true'\nHealthIntervalSec = 0.02\n" + FOREVER,
+        "spare": sh(SLEEP) + "ServiceEnable = false\nConflicts = ['rival']\n",
+        "rival": sh(SLEEP),
+    }  # fmt: skip
+
+
+REQUIRES = {"leaner": ["plain"], "lean-again": ["leaner"], "bound": ["steady"]}
+CONFLICTS = {"spare": "rival", "rival": "spare"}
+UP = {"once": "done"}
+
+
+class Model:
+    """What every unit comes to when nothing more is asked."""
+
+    def __init__(self, names):
+        self.states = {name: UP.get(name, "running") for name in names} | {"spare": "stopped"}
+
+    def dependents(self, name):
+        direct = [unit for unit, required in REQUIRES.items() if name in required]
+        return direct + [further for unit in direct for further in self.dependents(unit)]
+
+    def is_up(self, name):
+        return self.states[name] in ("running", "done")
+
+    def start(self, name):
+        for required in REQUIRES.get(name, []):
+            self.start(required)
+        if (rival := CONFLICTS.get(name)) and not self.is_up(name) and self.is_up(rival):
+            self.stop(rival)
+        self.states[name] = UP.get(name, "running")
+
+    def stop(self, name):
+        for unit in [*self.dependents(name), name]:
+            if self.is_up(unit):
+                self.states[unit] = "stopped"
+
+    def kill(self, name, restarts):
+        if not restarts:
+            for unit in [*self.dependents(name), name]:
+                if self.is_up(unit):
+                    self.states[unit] = "failed"
+
+
+class Chaos:
+    def __init__(self, directory, seed, steps, flood_lines):
+        self.random, self.steps, self.directory = random.Random(seed), steps, directory
+        self.texts = units(flood_lines)
+        self.services, logs = os.path.join(directory, "service"), os.path.join(directory, "log")
+        for path in (self.services, logs):
+            os.mkdir(path)
+        syscalls.mount("log", logs, "tmpfs", 0, "size=256k")
+        for name in self.texts:
+            self.write(name)
+        self.reader, writer = os.pipe()
+        console = Console(writer)
+        hub = LogHub(console)
+        hub.keep_files(logs, 1 << 20, 2)
+        found = read_units(self.services)
+        supervisor = Supervisor(found, plan_start(found))
+        self.loop = EventLoop(
+            supervisor,
+            base_environment=(),
+            hub=hub,
+            console=console,
+            journal=Journal(hub),
+            may_mount=True,
+            cgroups=Cgroups({}),
+            abilities=find_abilities(frozenset(), may_unshare=True),
+        )
+        self.control, self.model = Control(self.loop, self.services), Model(self.texts)
+        self.step, self.baseline = 0, None
+        self.history = collections.deque(["start"], maxlen=12)
+        self.deadline = time.monotonic() + PATIENCE_S
+        self.restarting = {name for name, text in self.texts.items() if "always" in text}
+
+    def write(self, name):
+        # to a name that is not read, first: a unit file is never there in part
+        path = os.path.join(self.services, name)
+        suffix = ".service.disabled" if os.path.exists(path + ".service.disabled") else ".service"
+        with open(path + ".new", "w", encoding="utf-8") as out:
+            out.write(self.texts[name] + f"Environment = ['X={self.random.random()}']\n")
+        os.rename(path + ".new", path + suffix)
+
+    def run(self):
+        self.loop.reactor.call_later(0.0, self.turn)
+        outcome = self.loop.run()
+        assert outcome.reason == "poweroff was asked for", outcome
+        left = [pid for pid in os.listdir("/proc") if pid.isdigit() and pid != "1"]
+        os.kill(-1, signal.SIGKILL) if left else None
+
+    def turn(self):
+        if problem := self.difference():
+            if time.monotonic() > self.deadline:
+                print(f"step {self.step}, after {', '.join(self.history)}: {problem}", flush=True)
+                os._exit(1)
+            self.loop.reactor.call_later(0.005, self.turn)
+            return
+        self.deadline = time.monotonic() + PATIENCE_S
+        if self.step >= self.steps:
+            self.control.shutdown("poweroff")
+            return
+        for number in range(self.random.randint(1, 4)):
+            self.step += 1
+            if self.act(settled=number == 0):
+                break
+        self.loop.reactor.call_later(0.0, self.turn)
+
+    def act(self, *, settled):
+        """Do one thing; return whether its outcome must be awaited before the next. A kill meets settled units only."""
+        name = self.random.choice(sorted(self.texts))
+        what = self.random.choice(["start", "stop", "restart", "kill", "signal", "edit", "enable", "disable", "jump"])
+        self.history.append(f"{what} {name}")
+        match what:
+            case "start" | "restart":
+                getattr(self.control, what)(name)
+                self.model.start(name)
+            case "stop":
+                self.control.stop(name)
+                self.model.stop(name)
+            case "kill" if settled and (pid := self.loop.pid_of(name)) is not None:
+                # from outside, as the kernel would for want of memory
+                os.kill(pid, signal.SIGKILL)
+                self.model.kill(name, name in self.restarting)
+                return True
+            case "signal" if name in ("storm", "flood") and self.loop.pid_of(name) is not None:
+                os.kill(self.loop.pid_of(name), signal.SIGUSR1)
+            case "edit":
+                self.write(name)
+                self.control.reload_units()
+            case "enable" | "disable":
+                try:
+                    getattr(self.control, what)(name)
+                except (InputError, ConfigError):
+                    return False
+                if what == "disable":
+                    self.model.stop(name)
+            case "jump":
+                shift, real = self.random.uniform(-1e8, 1e8), self.random.choice([True, False])
+                time.time = REAL_TIME if real else lambda: REAL_TIME() + shift
+        return False
+
+    def difference(self):
+        found = {name: state.value for name, state in self.loop.supervisor.states.items()}
+        wrong = [f"{name} is {found.get(name)}, not {want}" for name, want in self.model.states.items()
+                 if found.get(name) != want]  # fmt: skip
+        if wrong:
+            return "; ".join(wrong)
+        mains = {self.loop.pid_of(name) for name in found} - {None}
+        if len(mains) != sum(state == "running" for state in found.values()):
+            return f"main processes: {sorted(mains)}"
+        strays = []
+        for pid in os.listdir("/proc"):
+            if pid.isdigit() and pid != "1":
+                session = self.session_of(int(pid))
+                # a health check has a session of its own
+                if session and session not in mains and self.loop.unit_of(int(pid)) is None:
+                    strays.append(pid)
+        if strays:
+            return f"processes that belong to no unit: {strays}"
+        descriptors = len(os.listdir("/proc/self/fd")) - 2 * len(mains)
+        if self.baseline is None:
+            self.baseline = descriptors
+        if descriptors > self.baseline + 8:  # log files open as they are needed, a health check may be running
+            return f"{descriptors} descriptors besides those of the units, first {self.baseline}"
+        return ""
+
+    def session_of(self, pid):
+        try:
+            return os.getsid(pid)
+        except OSError:
+            return 0
+
+
+REAL_TIME = time.time
+
+if __name__ == "__main__":
+    assert os.getpid() == 1
+    syscalls.mount("none", "/", "", 16384 | 1 << 18)
+    syscalls.mount("proc", "/proc", "proc", 0)
+    Chaos(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])).run()
+    print("agreed", flush=True)
+    os._exit(0)
