@@ -123,10 +123,9 @@ def test_evidence_proves_image_key_and_file(shell, enclave, ra, measurements):
     document = shell.json(*curl, f"{ra}/doc/?path=/data/doc.bin&view=bin_hex")
     (shell.directory / "doc.cbor").write_bytes(bytes.fromhex(document["att_doc"]))
     claim = shell.json(*verify[:2], "doc.cbor", *verify[3:], "--json")
-    assert json.loads(bytes.fromhex(claim["user_data"])) == {
-        "file_path": "/data/doc.bin",
-        "sha3_hash": found["sha3_hash"],
-    }
+    names = ("file_path", "sha3_hash", "vrf_proof", "vrf_cipher_suite")
+    assert json.loads(bytes.fromhex(claim["user_data"])) == {name: document[name] for name in names}
+    assert (document["file_path"], document["sha3_hash"]) == ("/data/doc.bin", found["sha3_hash"])
     assert shell.json(*curl, f"{ra}/pcrs/")["pcrs"]["0"] == measurements["PCR0"]
     assert shell.json(*curl, f"{ra}/nsm_desc")["digest"] == "SHA384"
 

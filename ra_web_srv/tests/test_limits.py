@@ -9,10 +9,11 @@ import pytest
 from enclavekit_core.errors import DeviceError
 from enclavekit_core.file_hash import Unstable
 from enclavekit_ra_web_srv import file_hasher, jobs, nsm_worker
+from enclavekit_ra_web_srv.fair_queue import ClientFullError, QueueFullError
 from enclavekit_ra_web_srv.file_hasher import FileHasher, HasherBusyError, NoSuchFileError, UnstableFileError
 from enclavekit_ra_web_srv.jobs import Jobs, JobState, TooManyJobsError
 from enclavekit_ra_web_srv.known_files import KnownFiles
-from enclavekit_ra_web_srv.nsm_worker import NsmBusyError, NsmWorker
+from enclavekit_ra_web_srv.nsm_worker import NsmTimeoutError, NsmWorker
 from enclavekit_ra_web_srv.paths import confine
 
 
@@ -127,12 +128,16 @@ async def test_stuck_nsm_refuses_instead_of_waiting_for_ever(nsm, monkeypatch):
     monkeypatch.setattr(nsm_worker, "MAX_QUEUED", 2)
     worker = NsmWorker(nsm.path)
     release = threading.Event()
-    with pytest.raises(NsmBusyError, match="did not answer"):
+    with pytest.raises(NsmTimeoutError):
         await worker.call(lambda client: release.wait())
-    waiting = [asyncio.ensure_future(worker.call(lambda client: 1)) for _ in range(2)]
+    waiting = [asyncio.ensure_future(worker.call(lambda client: 1, number)) for number in range(2)]
     await asyncio.sleep(0)  # let both queue up
-    with pytest.raises(NsmBusyError, match="too many"):
-        await worker.call(lambda client: 1)
+    with pytest.raises(QueueFullError):
+        await worker.call(lambda client: 1, "another")
+    monkeypatch.setattr(worker._queue, "_max_of_client", 1)
+    with pytest.raises(ClientFullError):
+        await worker.call(lambda client: 1, 0)
+    assert worker.counters.refused == 2
     release.set()
     await asyncio.gather(*waiting, return_exceptions=True)
     monkeypatch.setattr(nsm_worker, "DEADLINE_S", 30)

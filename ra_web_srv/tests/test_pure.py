@@ -6,7 +6,8 @@ import json
 import pytest
 from enclavekit_core.errors import ConfigError, InputError
 from enclavekit_ra_web_srv import requests
-from enclavekit_ra_web_srv.claims import MAX_USER_DATA_BYTES, encode_file_claim
+from enclavekit_ra_web_srv.claims import MAX_USER_DATA_BYTES, encode_alpha, encode_file_claim
+from enclavekit_ra_web_srv.messages import DocumentQuery, GenerateBody
 from enclavekit_ra_web_srv.paths import PathRefusedError, confine, parse_roots
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,32 +62,34 @@ def test_bad_roots(roots):
 
 def test_claim_is_compact_json_in_this_order():
     expected = '{"file_path":"/data/grün \\"x\\"","sha3_hash":"%s"}' % DIGEST.hex()  # noqa: UP031 - braces
-    assert encode_file_claim('/data/grün "x"'.encode(), DIGEST) == expected.encode()
+    assert encode_alpha('/data/grün "x"'.encode(), DIGEST) == expected.encode()
+    claim = expected[:-1] + ',"vrf_proof":"00ff","vrf_cipher_suite":"S"}'
+    assert encode_file_claim('/data/grün "x"'.encode(), DIGEST, b"\0\xff", "S") == claim.encode()
 
 
 @given(st.binary(max_size=600))
 def test_claim_fits_and_names_the_path(path):
-    claim = encode_file_claim(path, DIGEST)
+    claim = encode_file_claim(path, DIGEST, bytes(81), "S" * 35)  # the longest proof, the longest name of a suite
     assert len(claim) <= MAX_USER_DATA_BYTES
     fields = json.loads(claim)
     assert fields["sha3_hash"] == DIGEST.hex()
-    assert len(fields) == 2
-    assert fields.get("file_path", "").encode() == path or len(fields["file_path_sha3_512"]) == 128
+    assert len(fields) == 4
+    assert fields.get("file_path", "").encode() == path or len(fields["file_path_sha3_256"]) == 64
 
 
 @given(st.text(max_size=50))
 def test_parse_query_never_fails_in_another_way(raw):
     try:
-        fields = requests.parse_query(raw)
+        fields = requests.parse_query(raw, DocumentQuery)
     except InputError:
         return
-    assert len(fields) <= requests.MAX_QUERY_FIELDS
+    assert fields.path
 
 
 @given(st.one_of(st.binary(max_size=200), st.just(b"[" * 50_000)))
 def test_parse_generate_never_fails_in_another_way(body):
     with pytest.raises(InputError):
-        requests.parse_generate(body)
+        requests.parse_body(body, GenerateBody)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from enclavekit_ra_web_srv.paths import ConfinedPath
 MAX_CACHED = 50_000  # some 20 MB
 MAX_PENDING = 256  # files that are being hashed or wait for it; more is refused
 MAX_ATTEMPTS = 3  # a file that changes each time while it is read has no hash now
+MAX_BATCH = 64  # looks in one go: a millisecond
 LOOK_THREADS = 2  # for open and stat only, so that a cached answer never waits behind a large file
 
 
@@ -34,9 +35,52 @@ class HasherBusyError(EnclavekitError):
     """Too many files wait."""
 
 
+class Looks:
+    """Looks at files in a thread, all asked for meanwhile in one go: the way there costs more than the look."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._waiting: list[tuple[ConfinedPath, asyncio.Future[bytes]]] = []
+        self._under_way = 0
+
+    async def look(self, path: ConfinedPath) -> bytes:
+        """Return the signature of the file as it is after this call began. Raises OSError."""
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting.append((path, answer))
+        self._begin()
+        return await answer
+
+    def _begin(self) -> None:
+        if self._waiting and self._under_way < LOOK_THREADS:
+            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+            self._under_way += 1
+            task = asyncio.get_running_loop().run_in_executor(self._pool, _look_at, [path for path, _ in batch])
+            task.add_done_callback(lambda done: self._end(batch, done))
+
+    def _end(
+        self,
+        batch: list[tuple[ConfinedPath, asyncio.Future[bytes]]],
+        done: asyncio.Future[list[bytes | OSError]],
+    ) -> None:
+        self._under_way -= 1
+        if done.cancelled():
+            for _, answer in batch:
+                answer.cancel()
+            return
+        for (_, answer), found in zip(batch, done.result(), strict=True):
+            if answer.done():
+                continue
+            if isinstance(found, OSError):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+        self._begin()
+
+
 class FileHasher:
     def __init__(self) -> None:
         self._look_pool = ThreadPoolExecutor(LOOK_THREADS, thread_name_prefix="look")
+        self._looks = Looks(self._look_pool)
         self._hash_pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="hash")
         self._cache: collections.OrderedDict[ConfinedPath, FileHash] = collections.OrderedDict()
         self._running: dict[ConfinedPath, asyncio.Task[FileHash]] = {}
@@ -46,9 +90,8 @@ class FileHasher:
 
         Raises: NoSuchFileError, UnstableFileError, HasherBusyError.
         """
-        loop = asyncio.get_running_loop()
         try:
-            signature = await loop.run_in_executor(self._look_pool, _look, path)
+            signature = await self._looks.look(path)
         except OSError as exc:
             self._cache.pop(path, None)
             raise _translate(path, exc) from exc
@@ -66,6 +109,21 @@ class FileHasher:
             return await asyncio.wait_for(asyncio.shield(task), timeout_s)
         except TimeoutError:
             return None
+
+    async def is_directory(self, path: ConfinedPath) -> bool:
+        """Return whether there is a directory, and no link on the way to it."""
+
+        def look() -> bool:
+            try:
+                root = _open_root(path)
+                try:
+                    return stat.S_ISDIR(_stat(root, path.parts).st_mode)
+                finally:
+                    os.close(root)
+            except OSError:
+                return False
+
+        return await asyncio.get_running_loop().run_in_executor(self._look_pool, look)
 
     async def list_files(self, top: ConfinedPath, max_files: int) -> list[ConfinedPath]:
         """Return the regular files at or below `top`, without following links; at most `max_files` + 1 of them."""
@@ -125,6 +183,16 @@ def _look(path: ConfinedPath) -> bytes:
         return signature_of(os.fstat(handle))
     finally:
         os.close(handle)
+
+
+def _look_at(paths: list[ConfinedPath]) -> list[bytes | OSError]:
+    found: list[bytes | OSError] = []
+    for path in paths:
+        try:
+            found.append(_look(path))
+        except OSError as exc:
+            found.append(exc)
+    return found
 
 
 def _hash(path: ConfinedPath) -> FileHash | None:

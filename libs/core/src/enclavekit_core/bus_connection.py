@@ -102,11 +102,12 @@ class Bus:
         assert self._client is not None
         return self._client.jetstream(timeout=REQUEST_TIMEOUT_S)
 
-    async def bucket(self, name: str, *, create: bool, replicas: int = 1) -> KeyValue:
+    async def bucket(self, name: str, *, create: bool, replicas: int = 1, max_bytes: int | None = None) -> KeyValue:
         """Return a bucket. Raises nats.errors.Error, NotFoundError among them if it is not there and not to be made.
 
         Args:
             replicas: of a bucket that is made: servers of the cluster that keep a copy, 1..5.
+            max_bytes: of a bucket that is made: what it may take of the store; writes beyond fail.
         """
         from nats.js.api import KeyValueConfig, StorageType
         from nats.js.errors import NotFoundError
@@ -118,7 +119,9 @@ class Bus:
             if not create:
                 raise
         # one revision of each key: the history of a file's hashes is of no use, and the store is in memory
-        config = KeyValueConfig(bucket=name, history=1, storage=StorageType.FILE, replicas=replicas)
+        config = KeyValueConfig(
+            bucket=name, history=1, storage=StorageType.FILE, replicas=replicas, max_bytes=max_bytes
+        )
         return await jetstream.create_key_value(config)
 
     async def close(self) -> None:
