@@ -22,6 +22,7 @@ from enclavekit_core.bus_setup import credentials_path
 from enclavekit_core.errors import TransportError
 from enclavekit_core.file_record import decode_record
 from enclavekit_fs_monitor import control_client
+from nats.errors import Error
 
 TIMEOUT_S = 60.0
 MAX_QUEUED_EVENTS = "/proc/sys/fs/inotify/max_queued_events"
@@ -67,14 +68,19 @@ class Nats:
         found = {BUCKET_HASHES: {}, BUCKET_RECORDS: {}}
 
         async def follow_bucket(name):
-            async for entry in follow(await bus.bucket(name, create=True)):
-                changes.put_nowait((name, entry))
+            try:
+                async for entry in follow(await bus.bucket(name, create=True)):
+                    changes.put_nowait((name, entry))
+            except (Error, TimeoutError, OSError) as exc:
+                changes.put_nowait((name, exc))
 
         tasks = [asyncio.ensure_future(follow_bucket(name)) for name in found]
         unlisted = len(tasks)
         try:
             while True:
                 name, entry = await changes.get()
+                if isinstance(entry, Exception):
+                    raise entry
                 if entry is None:
                     unlisted -= 1
                 elif entry.value is None:
@@ -91,8 +97,13 @@ class Nats:
             await bus.close()
 
     def until(self, accept, describe):
+        async def wait():
+            while True:
+                with contextlib.suppress(Error, TimeoutError, OSError):  # a cluster is choosing its leader
+                    return await self.wait_for(accept)
+
         try:
-            return asyncio.run(asyncio.wait_for(self.wait_for(accept), TIMEOUT_S))
+            return asyncio.run(asyncio.wait_for(wait(), TIMEOUT_S))
         except TimeoutError:
             raise AssertionError(describe()) from None
 

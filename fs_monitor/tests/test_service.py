@@ -14,6 +14,8 @@ import sys
 import threading
 
 import pytest
+from enclavekit_core.bus import SERVICE_FS_MONITOR
+from enclavekit_core.bus_setup import credentials_path
 from enclavekit_core.errors import EnclavekitError, InputError
 from enclavekit_core.tree_digest import NO_DIGEST, Kind, TreeEntry, digest_of_directory, digest_of_link
 from enclavekit_fs_monitor import control_client, hasher
@@ -226,6 +228,30 @@ def test_readiness_waits_for_the_bus_and_is_told_to_the_supervisor(tree, nats, s
         monitor.agrees()
         assert monitor.stop() == 0
         assert notified.recv(100) == b"STOPPING=1"
+
+
+def test_bus_that_hangs_holds_nothing_else_up(tree, monitor, nats):
+    """It is connected and does not answer, in the middle of a write."""
+    nats.process.send_signal(signal.SIGSTOP)
+    for number in range(20):
+        (tree / f"f{number}").write_bytes(b"%d" % number)
+    monitor.until_status(lambda status: status["files"]["closed"] == 21)
+    known = control_client.ask(monitor.socket, "/hash", {"path": str(tree / "f7")})
+    assert known["sha3_512"] == hashes_of(tree)[os.fsencode(tree / "f7")].hex()
+    nats.process.send_signal(signal.SIGCONT)
+    monitor.agrees()
+
+
+def test_starts_with_no_file_and_no_flag_but_where_its_bus_is(tree, nats, start_monitor):
+    """The tree is where it is started; there is no ignore file, and none is needed."""
+    (tree / "f").write_bytes(b"1")
+    credentials = credentials_path(SERVICE_FS_MONITOR, nats.directory)
+    argv = [sys.executable, "-m", "enclavekit_fs_monitor", "--nats-url", nats.url, "--credentials", credentials]
+    argv += ["--socket", f"unix://{tree.parent}/s"]
+    with subprocess.Popen(argv, cwd=tree, stderr=subprocess.DEVNULL) as process:
+        nats.until(lambda hashes, _: hashes == hashes_of(tree), lambda: "it has not hashed where it was started")
+        process.terminate()
+    assert process.returncode == 0
 
 
 def test_stop_publishes_what_has_just_happened(tree, monitor):

@@ -28,6 +28,14 @@ def test_mapped_file_is_hashed_once_its_writer_is_gone(tree, monitor):
     monitor.agrees()
 
 
+def test_rename_while_it_is_hashed(tree, monitor):
+    with open(tree / "download.part", "wb") as out:
+        out.truncate(48 << 20)
+    monitor.until_status(lambda status: status["files"]["hashing"])
+    os.rename(tree / "download.part", tree / "download")
+    assert os.fsencode(tree / "download") in monitor.agrees()
+
+
 def test_hash_of_a_file_that_has_a_writer_again_is_taken_back(tree, monitor):
     with open(tree / "first", "ab") as out:
         out.write(b"more")
