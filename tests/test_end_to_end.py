@@ -163,12 +163,23 @@ def test_client_talks_to_the_enclave_only_when_it_proves_itself(shell, enclave, 
 
 
 def test_file_is_attested_before_anybody_asks(shell, enclave, ra):
-    """Copied in, and nothing else done: the document about it is older than one that is asked for only then."""
+    """Copied in, and nothing else done: the document about it is older than the question.
+
+    Before that question nothing is on the way any more: fs-monitor has no work, the attestation server has heard of
+    each of its files, and none of them waits for its document.
+    """
     curl = ["curl", "-sSfk", "--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
-    before = shell.json(*curl, f"{ra}/health")["attested_ahead"]
+    monitor = enclave.pipeline("exec", "--system", enclave.cid, "--", "fs-monitor")
     (shell.directory / "ahead.bin").write_bytes(DATA)
     shell.run(*enclave.pipeline("cp", "ahead.bin", f"{enclave.cid}:/data/ahead.bin"))
-    while shell.json(*curl, f"{ra}/health")["attested_ahead"] == before:
+
+    def is_at_rest():
+        status, health = shell.json(*monitor, "status", "--wait", "--json"), shell.json(*curl, f"{ra}/health")
+        closed = status["files"].pop("closed")
+        is_published = status["bus"]["to_write"] == 0 and not any(status["files"].values())
+        return is_published and (health["files_on_bus"], health["to_attest"]) == (closed, 0)
+
+    while shell.run(*monitor, "hash", "/data/ahead.bin", expect=None).returncode or not is_at_rest():
         pass
 
     def timestamp(query):

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from enclavekit_core.exit_report import ExitReport, LastLine
 from enclavekit_core.nitro_errors import NITRO_ERRORS
 from enclavekit_core.processes import ProcessId, boot_id, identify, is_alive
 from enclavekit_emulator.boot_pcrs import boot_pcrs
@@ -14,7 +15,6 @@ from enclavekit_emulator.enclave_end import describe_init_end, is_orderly, make_
 from enclavekit_emulator.leftovers import remove_leftovers, remove_tree
 from enclavekit_emulator.memory_limit import plan_hierarchies
 from enclavekit_emulator.nitro_errors import NitroError, explain
-from enclavekit_emulator.parent_ports import ExitReport
 from enclavekit_emulator.state import MAX_ENDED_RECORDS, EnclaveRecord, EnclaveStore, EndRecord
 
 
@@ -157,6 +157,13 @@ def end_of(status, report, *, out_of_memory=False):
 def test_command_status_of_an_end(status, report, expected):
     end = end_of(int(status), report)
     assert end.command_status() == expected
+
+
+def test_what_pid_1_reported_is_kept():
+    lines = (LastLine("app", "stderr", "boom"),)
+    end = end_of(int(POWERED_OFF), ExitReport("app", None, 9, "r", "out-of-memory", True, 1.5, lines)).to_json()
+    assert (end["cause"], end["oom"], end["uptime_s"]) == ("out-of-memory", True, 1.5)
+    assert end["last_lines"] == [{"unit": "app", "stream": "stderr", "text": "boom"}]
 
 
 def test_out_of_memory_is_the_reason_and_never_a_success():

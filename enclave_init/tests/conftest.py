@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A machine in which enclave_init is a real PID 1: new PID, mount, network, UTS and IPC namespaces, own root."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -9,10 +11,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import enclavekit_enclave_init
 import pytest
+from enclavekit_enclave_init.initctl.cli import main
 
 CID = 16
 PATIENCE_S = 60  # only a broken test waits that long
@@ -142,6 +146,38 @@ class Machine:
         """Wait for the end; return the report."""
         self.process.wait(PATIENCE_S)
         return json.loads(self.report.wait())
+
+    @property
+    def control_socket(self):
+        return f"/proc/{self.pid1}/root/run/init.sock"
+
+    def initctl(self, *arguments, status=0):
+        """Run initctl on it from outside; return what it printed, errors of a refusal included."""
+        self.wait_for(lambda: os.path.exists(self.control_socket))
+        out = io.StringIO()
+        out.fileno = lambda: -1
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            try:
+                code = main(["--socket", self.control_socket, *map(str, arguments)])
+            except SystemExit as exc:
+                code = exc.code
+        assert code == status, f"exit {code}: {out.getvalue()}\n" + "\n".join(self.console)
+        return out.getvalue()
+
+    def initctl_json(self, *arguments):
+        return json.loads(self.initctl("--json", *arguments))
+
+    def wait_for(self, condition):
+        """Wait for something that another process does."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                if condition():
+                    return
+            except (FileNotFoundError, IndexError):
+                pass  # PID 1 is not there yet
+            assert time.monotonic() < deadline, "\n".join(self.console)
+            time.sleep(0.01)
 
     def log(self, name):
         """The lines of a unit's log, without their times."""

@@ -62,7 +62,42 @@ def test_plan_system_without_nsm_module_where_the_driver_is_there():
 
 def test_plan_system_without_parent():
     config = InitConfig(vsock=ParentConfig(enabled=False), hostname="")
-    assert kinds(bp.plan_system(config, owns_machine=False, has_nsm=True)) == ["BringLoopbackUp", "MakeDirectory"]
+    assert kinds(bp.plan_system(config, owns_machine=False, has_nsm=True)) == [
+        "BringLoopbackUp", "MakeDirectory", "MakeDirectory", "WriteFile",
+    ]  # fmt: skip
+
+
+def test_entropy_and_clock_come_before_the_heartbeat_and_fail_the_boot():
+    plan = kinds(bp.plan_system(InitConfig(), owns_machine=True, has_nsm=False, nsm_port=7))
+    assert plan.index("StartNsmRelay") < plan.index("SeedEntropy") < plan.index("CheckClock") < plan.index("Heartbeat")
+    assert bp.SeedEntropy().required and bp.CheckClock().required
+    assert "SeedEntropy" not in kinds(bp.plan_system(InitConfig(), owns_machine=False, has_nsm=True))
+
+
+def test_cgroups_of_a_shared_kernel_are_touched_only_if_a_unit_needs_them():
+    def planned(**keys):
+        return "SetUpCgroups" in kinds(bp.plan_system(InitConfig(), has_nsm=True, **keys))
+
+    assert planned(owns_machine=True) and planned(owns_machine=False, needs_cgroups=True)
+    assert not planned(owns_machine=False)
+
+
+def test_heartbeat_that_waits_is_no_part_of_the_plan():
+    plan = bp.plan_system(InitConfig(), owns_machine=False, has_nsm=True, heartbeat_waits=True)
+    assert "Heartbeat" not in kinds(plan)
+
+
+def test_names_are_written_where_the_image_has_none(tmp_path):
+    plan = bp.plan_names(InitConfig(hostname="h", nameserver="127.0.0.1"))
+    files = {o.path: o.text for o in plan if isinstance(o, bp.WriteFile)}
+    assert files == {
+        "/etc/hosts": "127.0.0.1 localhost h\n::1 localhost\n",
+        "/etc/resolv.conf": "nameserver 127.0.0.1\n",
+    }
+    path = tmp_path / "hosts"
+    for text in ("one", "two"):
+        run_operations([bp.WriteFile(str(path), text)], lambda line: None, lambda: None)
+    assert path.read_text() == "one"
 
 
 def test_run_operations_stops_at_a_required_failure_and_names_it(tmp_path):
@@ -102,6 +137,7 @@ log_dir = "/l"
 max_log_size = 8192
 max_log_files = 2
 hostname = "h-1.x"
+nameserver = "::1"
 nsm_driver_path = ""
 kernel_modules = ["/a.ko"]
 [environment]
@@ -114,7 +150,16 @@ report_port = 4
 timeout_s = 3
 """
     assert parse_config(text, "f") == InitConfig(
-        "/s", "/l", 8192, 2, "h-1.x", "", ("/a.ko",), (("TZ", "UTC"),), ParentConfig(False, 2, 1, 4, 3.0)
+        "/s",
+        "/l",
+        8192,
+        2,
+        "h-1.x",
+        "",
+        ("/a.ko",),
+        (("TZ", "UTC"),),
+        ParentConfig(False, 2, 1, 4, 3.0),
+        nameserver="::1",
     )
     assert parse_config("", "f") == InitConfig()
 
@@ -130,6 +175,7 @@ timeout_s = 3
         ("max_log_files = 0", "max_log_files"),
         ("max_log_size = true", "max_log_size"),
         ("hostname = 'a b'", "hostname"),
+        ("nameserver = 'dns.example'", "nameserver"),
         ("kernel_modules = ['x.ko']", "kernel_modules"),
         ("[vsock]\ntimeout_s = 0", "vsock.timeout_s"),
         ("[vsock]\ntimeout_s = nan", "vsock.timeout_s"),

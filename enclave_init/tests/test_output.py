@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 import itertools
 import os
+import subprocess
+import sys
 
 import pytest
 from enclavekit_enclave_init.console import MAX_BACKLOG_BYTES, Console
-from enclavekit_enclave_init.events import Outcome
+from enclavekit_enclave_init.logs.records import Batch
 from enclavekit_enclave_init.output import MAX_LINE_BYTES, LineSplitter, LogFile
-from enclavekit_enclave_init.report import encode_report
 from hypothesis import given
 from hypothesis import strategies as st
+
+
+def batch(*lines):
+    return Batch(1, 0.0, "a", "stdout", b"".join(line + b"\n" for line in lines))
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200)))
@@ -40,7 +45,7 @@ def test_log_file_rotates(tmp_path):
     path = tmp_path / "a.log"
     log = LogFile(str(path), max_bytes=60, max_files=3)
     for number in range(8):
-        log.write_lines([b"line %d" % number], now_s=0.0)
+        log.write(batch(b"line %d" % number))
     log.close()
     files = [path, tmp_path / "a.log.1", tmp_path / "a.log.2"]
     assert sorted(tmp_path.iterdir()) == files
@@ -53,15 +58,15 @@ def test_log_file_alone_is_truncated_and_an_older_one_continued(tmp_path):
     path = tmp_path / "a.log"
     path.write_text("old\n")
     log = LogFile(str(path), max_bytes=40, max_files=1)
-    log.write_lines([b"1"], 0.0)
+    log.write(batch(b"1"))
     assert len(path.read_text().splitlines()) == 2
-    log.write_lines([b"2"], 0.0)
+    log.write(batch(b"2"))
     assert [line[-1] for line in path.read_text().splitlines()] == ["2"]
 
 
 def test_log_file_that_cannot_be_written_counts_its_losses(tmp_path):
     log = LogFile(str(tmp_path / "none" / "a.log"), 1000, 2)
-    log.write_lines([b"1", b"2"], 0.0)
+    log.write(batch(b"1", b"2"))
     assert log.lost_lines == 2
 
 
@@ -69,9 +74,33 @@ def test_full_disk_counts_its_losses():
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     log = LogFile("/dev/full", 1000, 1)
-    log.write_lines([b"1", b"2"], 0.0)
+    log.write(batch(b"1", b"2"))
     assert log.lost_lines == 2
     log.close()
+
+
+def test_log_file_tells_what_a_full_disk_cost_it(tmp_path):
+    # a file size limit cuts a write as a full disk does
+    path = tmp_path / "a.log"
+    script = (
+        "import resource, signal, sys\n"
+        "from enclavekit_enclave_init.output import LogFile\n"
+        "from enclavekit_enclave_init.logs.records import Batch\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "log = LogFile(sys.argv[1], 100000, 1)\n"
+        "write = lambda *lines: log.write(Batch(1, 0.0, 'a', 'stdout', b''.join(line + b'\\n' for line in lines)))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40, 1000))\n"
+        "write(b'1', b'2')\n"
+        "write(b'3')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write(b'4')\n"
+        "print(log.lost_lines)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"
+    assert [line[22:] for line in path.read_text().splitlines()] == [
+        "1", "2 lines before this one could not be written", "4",
+    ]  # fmt: skip
 
 
 def test_console_never_blocks_and_says_what_it_dropped():
@@ -110,19 +139,3 @@ def test_console_without_reader_is_silent():
     os.close(reader)
     console.write_lines("u", [b"x"] * 10)
     console.flush_for(0.1)
-
-
-@pytest.mark.parametrize(
-    ("outcome", "line"),
-    [
-        (Outcome("r", "app", 7), b'{"version":1,"unit":"app","exit_status":7,"signal":null,"reason":"r"}\n'),
-        (Outcome("r\n", None), b'{"version":1,"unit":null,"exit_status":null,"signal":null,"reason":"r\\n"}\n'),
-        (Outcome("r", "a", None, 9), b'{"version":1,"unit":"a","exit_status":null,"signal":9,"reason":"r"}\n'),
-    ],
-)
-def test_encode_report(outcome, line):
-    assert encode_report(outcome) == line
-
-
-def test_encode_report_is_bounded():
-    assert len(encode_report(Outcome("x" * 100_000))) < 1200

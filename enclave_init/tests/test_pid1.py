@@ -25,13 +25,19 @@ def test_boot_sends_heartbeat_and_reports_exit_status(machine):
     machine.unit("app", sh("echo out; echo err >&2; exit 7") + OVER)
     report = machine.boot().wait()
     assert machine.heartbeat.received == [b"\xb7"]
+    uptime_s, last_lines = report.pop("uptime_s"), report.pop("last_lines")
     assert report == {
-        "version": 1,
+        "version": 2,
         "unit": "app",
         "exit_status": 7,
         "signal": None,
         "reason": "app exited with 7",
+        "cause": "exited",
+        "oom": False,
     }
+    # what the app says is its own affair unless the image lets the parent have it
+    assert uptime_s > 0 and {line["unit"] for line in last_lines} == {"enclave-init"}
+    assert "everything stops: app exited with 7" in [line["text"] for line in last_lines]
     # reboot(2) in a PID namespace ends its init with SIGINT; unshare hands that on
     assert machine.process.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert sorted(machine.log("app")) == ["err", "out"]

@@ -5,19 +5,21 @@ from pathlib import Path
 
 import pytest
 from enclavekit_core.errors import ConfigError
+from enclavekit_enclave_init.unit_keys import KEYS, LIMITS, format_reference
 from enclavekit_enclave_init.unit_values import (
     BindPath,
+    Command,
     EnvironmentFile,
     normalize_name,
     parse_environment_lines,
     parse_signal,
     split_command,
 )
-from enclavekit_enclave_init.units import KEYS, Unit, find_key_line, parse_unit
+from enclavekit_enclave_init.units import Unit, enable_text, find_key_line, parse_unit
 from hypothesis import given
 from hypothesis import strategies as st
 
-README = Path(__file__).parents[1] / "README.md"
+REFERENCE = Path(__file__).parents[2] / "docs/reference/units.md"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,37 @@ StopSignal = "SIGQUIT"
 TimeoutStopSec = 3
 BindPaths = ["/data", "-/a:/b"]
 OnExit = "poweroff"
+ExecStartPre = ["one 'a b'", "-two"]
+ExecStartPost = "three"
+ExecStop = "four"
+ExecReload = "five"
+TimeoutStartSec = 7
+RestartMaxDelaySec = 8
+SuccessExitStatus = [3, "SIGUSR1"]
+KillMode = "mixed"
+Wants = ["w"]
+BindsTo = ["bt"]
+Conflicts = ["c"]
+HeartbeatWaits = true
+WatchdogSec = 9
+HealthCheck = "six x"
+HealthIntervalSec = 10
+HealthTimeoutSec = 11
+HealthRetries = 12
+MemoryMax = "32M"
+CPUQuota = "150%"
+TasksMax = 13
+OOMScoreAdjust = -5
+NoNewPrivileges = true
+CapabilityBoundingSet = ["CAP_KILL", "CHOWN"]
+SeccompProfile = "default"
+LandlockRead = ["/r"]
+LandlockWrite = []
+PrivateNetwork = true
+PrivateTmp = true
+InsecureMayLack = ["MemoryMax"]
 """
+    text += "".join(f"Limit{name} = '{number}:2K'\n" for number, name in enumerate(LIMITS))
     assert set(re.findall(r"^(\w+) =", text, re.M)) == set(KEYS)
     assert parse_unit("app", text, "f") == Unit(
         name="app",
@@ -119,6 +151,37 @@ OnExit = "poweroff"
         oneshot=False,
         bind_paths=(BindPath("/data", "/data"), BindPath("/a", "/b", optional=True)),
         powers_off=True,
+        start_pre=(Command(("one", "a b")), Command(("two",), ignores_failure=True)),
+        start_post=(Command(("three",)),),
+        stop_commands=(Command(("four",)),),
+        reload_commands=(Command(("five",)),),
+        start_timeout_s=7.0,
+        restart_max_delay_s=8.0,
+        success_statuses=(3,),
+        success_signals=(signal.SIGUSR1,),
+        kill_mode="mixed",
+        wants=("w",),
+        binds_to=("bt",),
+        conflicts=("c",),
+        heartbeat_waits=True,
+        watchdog_s=9.0,
+        health_check=Command(("six", "x")),
+        health_interval_s=10.0,
+        health_timeout_s=11.0,
+        health_retries=12,
+        memory_max=32 << 20,
+        cpu_quota=1.5,
+        tasks_max=13,
+        oom_score_adjust=-5,
+        no_new_privileges=True,
+        capabilities=(0, 5),
+        seccomp="default",
+        landlock_read=("/r",),
+        landlock_write=(),
+        private_network=True,
+        private_tmp=True,
+        insecure_may_lack=("MemoryMax",),
+        limits=tuple((name, number, 2048) for number, name in enumerate(LIMITS)),
     )
 
 
@@ -151,6 +214,25 @@ OnExit = "poweroff"
         ("ExecStart = 'a'\nUser = 4294967295", "f:2", "User"),
         ("ExecStart = 'a'\nOnExit = 'reboot'", "f:2", "OnExit"),
         ("ExecStart = 'a'\nType = 'oneshot'\nRestart = 'always'", "f:3", "Restart"),
+        ("ExecStart = 'a'\nExecStop = ['a \"b']", "f:2", "ExecStop"),
+        ("ExecStart = 'a'\nMemoryMax = '5X'", "f:2", "MemoryMax"),
+        ("ExecStart = 'a'\nMemoryMax = -1", "f:2", "MemoryMax"),
+        ("ExecStart = 'a'\nCPUQuota = 0.5", "f:2", "CPUQuota"),
+        ("ExecStart = 'a'\nCPUQuota = '0%'", "f:2", "CPUQuota"),
+        ("ExecStart = 'a'\nTasksMax = 0", "f:2", "TasksMax"),
+        ("ExecStart = 'a'\nLimitNOFILE = '9:8'", "f:2", "LimitNOFILE"),
+        ("ExecStart = 'a'\nLimitNOFILE = 'infinity:8'", "f:2", "LimitNOFILE"),
+        ("ExecStart = 'a'\nLimitTOAST = 1", "f:2", "LimitTOAST"),
+        ("ExecStart = 'a'\nOOMScoreAdjust = 1001", "f:2", "OOMScoreAdjust"),
+        ("ExecStart = 'a'\nCapabilityBoundingSet = ['CAP_FLY']", "f:2", "CAP_FLY"),
+        ("ExecStart = 'a'\nSeccompProfile = 'none'", "f:2", "SeccompProfile"),
+        ("ExecStart = 'a'\nLandlockRead = ['rel']", "f:2", "LandlockRead"),
+        ("ExecStart = 'a'\nKillMode = 'none'", "f:2", "KillMode"),
+        ("ExecStart = 'a'\nSuccessExitStatus = [256]", "f:2", "256"),
+        ("ExecStart = 'a'\nHealthRetries = 0", "f:2", "HealthRetries"),
+        ("ExecStart = 'a'\nHealthCheck = 'c'\nHealthTimeoutSec = 0", "f:3", "HealthTimeoutSec"),
+        ("ExecStart = 'a'\nType = 'oneshot'\nWatchdogSec = 1", "f:3", "WatchdogSec"),
+        ("ExecStart = 'a'\nInsecureMayLack = ['User']", "f:2", "User"),
         ("ExecStart = 'a'\nRootDirectory = '/r'\nBindPaths = ['/d:/r/d']", "f:3", "write /d"),
     ],
 )  # fmt: skip
@@ -193,6 +275,16 @@ def test_find_key_line_of_a_key_that_is_not_there():
     assert find_key_line("a = 1", "b") == 0
 
 
-def test_readme_lists_the_unit_keys_as_the_code_has_them():
-    rows = [f"| `{name}` | {key.kind} | {key.default} | {key.meaning} |" for name, key in KEYS.items()]
-    assert "\n".join(rows) in README.read_text()
+def test_enable_text_turns_the_one_line():
+    text = "ExecStart = 'a'\n# ServiceEnable = false\nServiceEnable = false # for now\nUser = 1"
+    assert enable_text(text) == "ExecStart = 'a'\n# ServiceEnable = false\nServiceEnable = true\nUser = 1"
+    assert parse_unit("a", enable_text(text), "f").enabled
+    assert enable_text("ExecStart = 'a'\n") == "ExecStart = 'a'\n"
+
+
+def test_reference_page_is_what_the_table_says():
+    # python -c 'from enclavekit_enclave_init.unit_keys import format_reference as f; print(f(), end="")'
+    page = REFERENCE.read_text()
+    head, _, rest = page.partition("<!-- keys -->\n")
+    table, _, _ = rest.partition("<!-- /keys -->")
+    assert head and table == format_reference()

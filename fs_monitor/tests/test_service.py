@@ -9,6 +9,8 @@ import re
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -17,6 +19,11 @@ from enclavekit_core.tree_digest import NO_DIGEST, Kind, TreeEntry, digest_of_di
 from enclavekit_fs_monitor import control_client, hasher
 from enclavekit_fs_monitor.file_state import Happening
 from enclavekit_fs_monitor.hasher import LARGE_BYTES, Hasher
+from enclavekit_fs_monitor.ignore_rules import parse_rules
+from enclavekit_fs_monitor.inotify import Inotify
+from enclavekit_fs_monitor.root_watch import RootWatch
+from enclavekit_fs_monitor.tracker import Tracker
+from enclavekit_fs_monitor.watch_tree import WatchTree
 
 from .conftest import hashes_of
 
@@ -59,8 +66,7 @@ def test_bad_ignore_file_stops_the_start_but_not_the_service(tree, start_monitor
     monitor.agrees(lambda: expected)
     (tmp_path / "ignore").write_bytes(b"*.tmp\n[z-a]\n")
     (tree / "z.tmp").write_bytes(b"1")
-    while "line 2" not in monitor.status()["ignore"]["error"]:
-        pass
+    monitor.until_status(lambda status: "line 2" in status["ignore"]["error"])
     monitor.agrees(lambda: expected)
     other = start_monitor()
     assert other.process.wait(30) == 2
@@ -111,8 +117,24 @@ def test_hash_finds_names_of_every_kind(tree, monitor):
         path = os.path.join(os.fsencode(tree), name)
         answer = control_client.ask(monitor.socket, "/hash", {"path": os.fsdecode(path)})
         assert (os.fsencode(answer["path"]), answer["sha3_512"]) == (path, found[path].hex())
+        said = monitor.command("hash", path, "--json")
+        assert (os.fsencode(said["path"]), said["sha3_512"]) == (path, found[path].hex())
     line = monitor.command("hash", os.path.join(os.fsencode(tree), b"new\nline"))
     assert line.startswith(b"\\") and line.endswith(b"new\\nline\n")
+
+
+def test_hash_waits_for_a_file_that_is_yet_to_come(tree, monitor, tmp_path):
+    argv = [sys.executable, "-m", "enclavekit_fs_monitor", "hash", "--wait", str(tree / "late"), "--socket"]
+    with subprocess.Popen([*argv, monitor.socket], stdout=subprocess.PIPE) as waiting:
+        with open(tree / "late", "wb") as out:
+            out.write(b"half")
+            out.flush()
+            monitor.until_status(lambda status: status["failed"])
+            assert waiting.poll() is None
+            out.write(b" and half")
+        line, _ = waiting.communicate(timeout=60)
+    assert line.split()[0].decode() == hashes_of(tree)[os.fsencode(tree / "late")].hex()
+    monitor.command("hash", "--wait", str(tmp_path / "outside"), expect=2)  # it cannot come
 
 
 def test_digest_of_a_directory_covers_names_types_and_modes(tree, monitor):
@@ -195,10 +217,8 @@ def test_readiness_waits_for_the_bus_and_is_told_to_the_supervisor(tree, nats, s
         notified.bind(str(tmp_path / "notify"))
         notified.settimeout(60)
         monitor = start_monitor(NOTIFY_SOCKET=str(tmp_path / "notify"))
-        status = monitor.until_answers()
-        while not status["files"]["closed"]:
-            status = monitor.status()
-        assert not status["ready"]
+        monitor.until_answers()
+        assert not monitor.until_status(lambda status: status["files"]["closed"])["ready"]
         assert monitor.command("status", expect=1).startswith(b"not ready")
         nats.start()
         assert notified.recv(100) == b"READY=1"
@@ -219,6 +239,33 @@ def test_stop_publishes_what_has_just_happened(tree, monitor):
         lambda hashes, records: hashes == expected and records.keys() == expected.keys(),
         lambda: "not all was published",
     )
+
+
+async def test_what_a_read_has_taken_when_the_stop_comes_is_not_lost(tree):
+    """The stop comes while the thread holds the events that it has just taken from the kernel."""
+    inotify, tracker, seen = Inotify(), Tracker(), []
+    watched = WatchTree(str(tree), inotify, parse_rules(b"", os.fsencode(tree), "ignore"))
+    root = RootWatch(watched, inotify, tracker, lambda sightings: seen.extend(s.path for s in sightings), 0.0)
+    running = asyncio.ensure_future(root.run())
+    await root.first_scan.wait()
+    taken, gate, read = asyncio.Event(), threading.Event(), watched.read
+    loop = asyncio.get_running_loop()
+
+    def read_slowly():
+        observations = read()
+        if observations:
+            loop.call_soon_threadsafe(taken.set)
+            gate.wait()
+        return observations
+
+    watched.read = read_slowly
+    (tree / "last").write_bytes(b"1")
+    await asyncio.wait_for(taken.wait(), 60)
+    root.stop()
+    gate.set()
+    await asyncio.wait_for(running, 60)
+    root.close()
+    assert os.fsencode(tree / "last") in seen
 
 
 def test_stop_without_a_bus_ends_all_the_same(tree, nats, monitor):

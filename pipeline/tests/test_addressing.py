@@ -7,10 +7,10 @@ import os
 
 import pytest
 from enclavekit_core import fabric
+from enclavekit_core.enclaves import Running, choose, find_cid
 from enclavekit_core.errors import ConfigError, InputError, TransportError
 from enclavekit_core.processes import boot_id, identify
 from enclavekit_pipeline.commands.target import split_place
-from enclavekit_pipeline.host.addressing import Running, choose, find_cid
 
 from .conftest import CID
 

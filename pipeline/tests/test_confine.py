@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from enclavekit_core import landlock
 from enclavekit_core.errors import InputError
-from enclavekit_pipeline.enclave import landlock
 from enclavekit_pipeline.enclave.child import spawn
 from enclavekit_pipeline.enclave.clients import Fence, Grant, Refused, check_request
 from enclavekit_pipeline.enclave.root import Root
@@ -99,7 +99,7 @@ def test_fence_of_paths(enclave):
 def test_fence_holds_what_is_not_listed(enclave, tmp_path):
     """Commands that may read nothing cannot even be started: the fence is on before them."""
     with pytest.raises(InputError):
-        landlock.make_ruleset(Root("/"), ["/dev/null/x"], [])
+        landlock.make_ruleset(lambda path: Root("/").open(path, os.O_PATH), ["/dev/null/x"], [], "the command")
     entry = Grant(name="a", allow=[], landlock=Fence(write=[str(tmp_path)]), system=True)
     with pytest.raises(InputError, match="permission denied"):
         spawn(ExecRequest(argv=["true"]), entry, Root("/"), Starter())
@@ -108,7 +108,7 @@ def test_fence_holds_what_is_not_listed(enclave, tmp_path):
 def test_kernel_without_landlock_runs_nothing(monkeypatch):
     monkeypatch.setattr(landlock, "version", lambda: 0)
     with pytest.raises(InputError, match="no Landlock"):
-        landlock.make_ruleset(Root("/"), [], [])
+        landlock.make_ruleset(lambda path: -1, [], [], "the command")
 
 
 PROBE = """

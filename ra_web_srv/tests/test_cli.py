@@ -52,7 +52,13 @@ def test_missing_credentials(tmp_path, nsm):
 def test_flags_win_over_the_file(tmp_path, start_server):
     (tmp_path / "c.yaml").write_text("listen: tcp://127.0.0.1:1\nbus: true\nroots: [/nowhere]\n")
     server = start_server("--no-bus", "-c", str(tmp_path / "c.yaml"))
-    assert server.get("/health").json == {"status": "ok", "bus": "off", "files_on_bus": 0, "attested_ahead": 0}
+    assert server.get("/health").json == {
+        "status": "ok",
+        "bus": "off",
+        "files_on_bus": 0,
+        "attested_ahead": 0,
+        "to_attest": 0,
+    }
 
 
 def test_only_tls_1_3_is_spoken(server):

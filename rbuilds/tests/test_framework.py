@@ -76,7 +76,7 @@ def test_closure_follows_what_is_declared() -> None:
     found = closure_of(["pipeline"], wheels, lambda name: declared.get(name, []))
     assert found.wheels == ("x", "y")
     assert found.members == ("enclavekit-core", "enclavekit-enclave-init", "enclavekit-nsm", "enclavekit-pipeline")
-    assert found.commands == ("enclave-init", "nsm", "pipeline") and found.units == ("pipeline",)
+    assert found.commands == ("enclave-init", "initctl", "nsm", "pipeline") and found.units == ("pipeline",)
     with pytest.raises(InputError, match="renew the lock"):
         closure_of(["pipeline"], {}, lambda name: declared.get(name, []))
     with pytest.raises(InputError, match="ssh"):

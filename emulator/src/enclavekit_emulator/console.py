@@ -7,8 +7,9 @@ an error message (`last_lines`). `nitro-emu console` hands out the raw stream, a
 
 from __future__ import annotations
 
+from enclavekit_core.exit_report import printable
+
 MAX_CONSOLE_BYTES = 1024 * 1024  # what a new reader is shown first; a boot writes a few KiB
-MAX_LINE_CHARS = 400  # of one line in an error message
 
 
 class ConsoleBuffer:
@@ -31,8 +32,3 @@ class ConsoleBuffer:
         """Return the last non-empty lines as printable text."""
         lines = [printable(line) for line in self.read().decode("utf-8", "replace").splitlines() if line.strip()]
         return tuple(lines[-count:])
-
-
-def printable(text: str) -> str:
-    """Return `text` without anything that could steer a terminal, cut to MAX_LINE_CHARS."""
-    return "".join(char if char.isprintable() else "?" for char in text.expandtabs())[:MAX_LINE_CHARS].rstrip()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import signal
 
-from enclavekit_emulator.parent_ports import ExitReport
+from enclavekit_core.exit_report import ExitReport
+
 from enclavekit_emulator.state import EnclaveRecord, EndRecord
 
 
@@ -69,4 +70,8 @@ def make_end_record(
         exit_status=exit_status,
         signal=number,
         unit=unit,
+        cause="" if report is None else report.cause,
+        oom=out_of_memory or (report is not None and report.oom),
+        uptime_s=None if report is None else report.uptime_s,
+        last_lines=[] if report is None else report.to_json()["last_lines"],
     )

@@ -2,69 +2,27 @@
 """What an enclave says to its parent by itself: the heartbeat on port 9000, the end of its app on port 9002.
 
 The enclave is hostile: each connection has a deadline, each message a size, and there are few connections at a time.
-Source: nitro-cli (heartbeat: one byte 0xB7, echoed); enclave_init's exit report, one line of JSON:
-    {"version": 1, "unit": "app" | null, "exit_status": 0..255 | null, "signal": 1..64 | null, "reason": "..."}
+Source: nitro-cli (heartbeat: one byte 0xB7, echoed); enclavekit_core.exit_report.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from enclavekit_core.errors import RemoteProtocolError
-
-from enclavekit_emulator.console import printable
+from enclavekit_core.exit_report import MAX_REPORT_BYTES, ExitReport, parse_exit_report
 
 HEARTBEAT_PORT = 9000
 EXIT_REPORT_PORT = 9002
 NSM_PORT = 9004  # of virtual machines: what /dev/nsm is to the others; the boot parameter names it
 HEARTBEAT = b"\xb7"
-MAX_REPORT_BYTES = 16 * 1024  # a reason of 1000 characters, each escaped to 12 bytes at worst
 MAX_CONNECTIONS = 4  # an honest enclave makes one
 CONNECTION_TIMEOUT_S = 10.0
 BACKLOG = 4
-REPORT_KEYS = {"version", "unit", "exit_status", "signal", "reason"}
-
-
-@dataclass(frozen=True, slots=True)
-class ExitReport:
-    unit: str | None
-    """None if no unit that decides about the end has ended."""
-    exit_status: int | None
-    signal: int | None
-    reason: str
-
-
-def parse_exit_report(line: bytes) -> ExitReport:
-    """Parse one exit report. Raises RemoteProtocolError. Pure."""
-    try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError) as exc:
-        raise RemoteProtocolError("cannot read the enclave's exit report: it is not JSON") from exc
-    if not isinstance(raw, dict) or raw.keys() != REPORT_KEYS or raw["version"] != 1:
-        raise RemoteProtocolError("cannot read the enclave's exit report: it is not of version 1")
-    unit, reason = raw["unit"], raw["reason"]
-    if not isinstance(unit, str | None) or not isinstance(reason, str):
-        raise RemoteProtocolError("cannot read the enclave's exit report: unit or reason is not text")
-    return ExitReport(
-        unit=None if unit is None else printable(unit),
-        exit_status=_number(raw["exit_status"], 0, 255),
-        signal=_number(raw["signal"], 1, 64),
-        reason=printable(reason),
-    )
-
-
-def _number(value: object, low: int, high: int) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise RemoteProtocolError("cannot read the enclave's exit report: a number is out of range")
-    return value
 
 
 def listen_unix(
@@ -99,7 +57,7 @@ class PortServer:
         self._server: asyncio.Server | None = None
 
     async def start(self, listener: socket.socket) -> None:
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_REPORT_BYTES)
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_REPORT_BYTES + 1)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -76,6 +76,12 @@ class EndRecord:
     """What the app exited with, 0..255; None if it was not reported or a signal ended it."""
     signal: int | None = None
     unit: str | None = None
+    cause: str = ""
+    """Of enclavekit_core.exit_report.CAUSES, as PID 1 said; empty if it did not."""
+    oom: bool = False
+    uptime_s: float | None = None
+    last_lines: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    """Objects with unit, stream and text, as PID 1 reported them: the last ones of its log."""
 
     def command_status(self) -> int:
         """Return the exit status for a command that waited: the app's, 128+n for a signal, 255 if nobody knows."""
@@ -93,6 +99,10 @@ class EndRecord:
             "exit_status": self.exit_status,
             "signal": self.signal,
             "reason": self.reason,
+            "cause": self.cause,
+            "oom": self.oom,
+            "uptime_s": self.uptime_s,
+            "last_lines": self.last_lines,
         }
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, BinaryIO
 
+from enclavekit_core.exit_report import ExitReport
 from enclavekit_core.processes import catches_signal
 
 from enclavekit_emulator.console import ConsoleBuffer
@@ -18,7 +19,6 @@ from enclavekit_emulator.memory_limit import ran_out_of_memory
 from enclavekit_emulator.nitro_errors import BOOT_FAILURE, NitroError
 from enclavekit_emulator.parent_ports import (
     HEARTBEAT,
-    ExitReport,
     PortServer,
     receive_exit_report,
     receive_heartbeat,

@@ -129,6 +129,45 @@ class StartNsmRelay:
 
 
 @dataclass(frozen=True, slots=True)
+class SeedEntropy:
+    required: bool = True  # a key made of guessable bytes is worse than no enclave
+
+    def __str__(self) -> str:
+        return "seed the kernel's random generator"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckClock:
+    required: bool = True  # certificates and documents are judged by it
+
+    def __str__(self) -> str:
+        return "check the clock"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFile:
+    """Write a file that the image has not."""
+
+    path: str
+    text: str
+    required: bool = False
+
+    def __str__(self) -> str:
+        return f"write {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetUpCgroups:
+    """Mount what the kernel has of memory, pids and cpu control: version 2 if that has all three, else version 1."""
+
+    directory: str = "/sys/fs/cgroup"
+    required: bool = False  # a unit that needs them says so, and then does not start
+
+    def __str__(self) -> str:
+        return f"set up cgroups in {self.directory}"
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     cid: int
     port: int
@@ -141,7 +180,8 @@ class Heartbeat:
 
 Operation = (
     Mount | MakeDirectory | MakeLink | OpenConsole | SetHostname | BringLoopbackUp | LoadModule | Heartbeat
-    | JoinFile | RemoveDirectories | SetCapability | StartNsmRelay
+    | JoinFile | RemoveDirectories | SetCapability | StartNsmRelay | SetUpCgroups
+    | SeedEntropy | CheckClock | WriteFile
 )  # fmt: skip
 
 # /proc comes first and outside this table: what is mounted is read from it
@@ -222,8 +262,27 @@ def parse_nsm_port(cmdline: str) -> int:
     return int(port) if port.isascii() and port.isdigit() and len(port) <= 10 else 0
 
 
+def plan_names(config: InitConfig) -> list[Operation]:
+    """Plan how names are found: /etc/hosts always, /etc/resolv.conf if the configuration names a server."""
+    names = " ".join(dict.fromkeys(("localhost", config.hostname))).strip()
+    plan: list[Operation] = [
+        MakeDirectory("/etc", 0o755, required=False),
+        WriteFile("/etc/hosts", f"127.0.0.1 {names}\n::1 localhost\n"),
+    ]
+    if config.nameserver:
+        plan.append(WriteFile("/etc/resolv.conf", f"nameserver {config.nameserver}\n"))
+    return plan
+
+
 def plan_system(
-    config: InitConfig, *, owns_machine: bool, has_nsm: bool, nsm_port: int = 0, files: FileList = NO_FILES
+    config: InitConfig,
+    *,
+    owns_machine: bool,
+    has_nsm: bool,
+    nsm_port: int = 0,
+    files: FileList = NO_FILES,
+    needs_cgroups: bool = False,
+    heartbeat_waits: bool = False,
 ) -> list[Operation]:
     """Plan what the configuration decides, up to the heartbeat, which says that all of it has worked.
 
@@ -231,8 +290,12 @@ def plan_system(
         has_nsm: /dev/nsm is there already, because the driver is built in or the machine is emulated.
         nsm_port: where an emulator answers for the NSM that this machine has not; 0: it is no such machine.
         files: what the image's archive could not hold as it is.
+        needs_cgroups: a unit has limits; on a machine whose kernel is shared nothing is mounted without need.
+        heartbeat_waits: a unit decides when the heartbeat is due, so it is no part of this plan.
     """
     plan: list[Operation] = []
+    if owns_machine or needs_cgroups:
+        plan.append(SetUpCgroups())
     if owns_machine:
         if config.nsm_driver_path and not has_nsm:
             plan.append(LoadModule(config.nsm_driver_path, optional=True, unlink=True))
@@ -240,10 +303,12 @@ def plan_system(
         plan += [LoadModule(path) for path in config.kernel_modules]
     if config.hostname:
         plan.append(SetHostname(config.hostname))
-    plan += [BringLoopbackUp(), MakeDirectory(config.log_dir, 0o755)]
+    plan += [BringLoopbackUp(), MakeDirectory(config.log_dir, 0o755), *plan_names(config)]
     plan += plan_files(files)
     if owns_machine and nsm_port and not has_nsm:
         plan.append(StartNsmRelay(nsm_port))
-    if config.vsock.enabled:
+    if owns_machine:  # else generator and clock are the host's
+        plan += [SeedEntropy(), CheckClock()]
+    if config.vsock.enabled and not heartbeat_waits:
         plan.append(Heartbeat(config.vsock.cid, config.vsock.port, config.vsock.timeout_s))
     return plan

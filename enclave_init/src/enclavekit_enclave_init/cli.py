@@ -36,9 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", metavar="FILE", help="with --insecure-not-pid1: an init.toml")
     parser.add_argument("--service-dir", metavar="DIR", help="with --insecure-not-pid1: the unit files")
     parser.add_argument("--log-dir", metavar="DIR", help="with --insecure-not-pid1: the logs")
+    parser.add_argument("--control-socket", metavar="PATH", help="with --insecure-not-pid1: where initctl finds it")
     args = parser.parse_args(argv)
-    if not args.insecure_not_pid1 and (args.config or args.service_dir or args.log_dir):
-        parser.error("--config, --service-dir and --log-dir need --insecure-not-pid1")
+    if not args.insecure_not_pid1 and (args.config or args.service_dir or args.log_dir or args.control_socket):
+        parser.error("--config, --service-dir, --log-dir and --control-socket need --insecure-not-pid1")
 
     def command() -> int:
         if args.check_units:
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.insecure_not_pid1:
             from enclavekit_enclave_init.lifecycle import run_insecure_not_pid1
 
-            return run_insecure_not_pid1(args.config, args.service_dir, args.log_dir)
+            return run_insecure_not_pid1(args.config, args.service_dir, args.log_dir, args.control_socket)
         if os.getpid() == 1:
             pid1()
         return _refuse()

@@ -15,10 +15,14 @@ from dataclasses import dataclass, field, fields
 from enclavekit_core.address import CID_PARENT, MAX_U32
 from enclavekit_core.errors import ConfigError
 
+from enclavekit_enclave_init.initctl.access import ControlConfig, parse_control_config
+from enclavekit_enclave_init.logs.config import LogConfig, parse_log_config
+
 CONFIG_PATH = "/etc/init.toml"
 UPSTREAM_CONFIG_PATH = "/etc/init.yaml"
 MAX_CONFIG_BYTES = 256 * 1024
 MAX_TIMEOUT_S = 3600.0
+_ADDRESS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 
 
@@ -56,6 +60,10 @@ class InitConfig:
     environment: tuple[tuple[str, str], ...] = ()
     """Table: given to every unit, below its own Environment."""
     vsock: ParentConfig = field(default_factory=ParentConfig)
+    logs: LogConfig = field(default_factory=LogConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    nameserver: str = ""
+    """Address for /etc/resolv.conf, where the image has none; empty: no such file is made."""
 
 
 def parse_config(text: str, source: str) -> InitConfig:
@@ -69,6 +77,8 @@ def parse_config(text: str, source: str) -> InitConfig:
     _refuse_unknown(values, InitConfig, source, "")
     parent = values.pop("vsock", {})
     environment = values.pop("environment", {})
+    logs = values.pop("logs", {})
+    control = values.pop("control", {})
     if not isinstance(parent, dict):
         raise ConfigError(source, "vsock", "it must be a table")
     if not isinstance(environment, dict):
@@ -82,6 +92,8 @@ def parse_config(text: str, source: str) -> InitConfig:
     return InitConfig(
         environment=tuple(environment.items()),
         vsock=ParentConfig(**checked_parent),  # type: ignore[arg-type]  # _check knows each key's type
+        logs=parse_log_config(logs, source),
+        control=parse_control_config(control, source),
         **checked,  # type: ignore[arg-type]
     )
 
@@ -116,6 +128,10 @@ def _check(key: str, value: object, source: str) -> object:
             if isinstance(value, str) and (not value or _HOSTNAME.fullmatch(value)):
                 return value
             reason = "it is not a host name"
+        case "nameserver":
+            if isinstance(value, str) and (not value or _ADDRESS.fullmatch(value)):
+                return value
+            reason = "it must be an IP address"
         case "kernel_modules":
             if isinstance(value, list) and all(_is_path(item) for item in value):
                 return tuple(value)

@@ -16,9 +16,11 @@ from enclavekit_core.errors import EnclavekitError, InputError, describe_cause
 
 from enclavekit_enclave_init import boot_plan as plan
 from enclavekit_enclave_init import syscalls
+from enclavekit_enclave_init.cgroup_mounts import set_up_cgroups
 from enclavekit_enclave_init.heartbeat import send_heartbeat
 from enclavekit_enclave_init.join import join_file, set_capability
 from enclavekit_enclave_init.kernel_features import cost_of_module
+from enclavekit_enclave_init.nsm_boot import check_clock, seed_entropy
 from enclavekit_enclave_init.nsm_relay import start_nsm_relay
 
 Log = Callable[[str], None]
@@ -28,11 +30,17 @@ class BootError(EnclavekitError):
     """A required step of the boot failed: the enclave must not run (exit 1)."""
 
 
-def run_operations(operations: Iterable[plan.Operation], log: Log, on_console: Callable[[], None]) -> None:
+def run_operations(
+    operations: Iterable[plan.Operation],
+    log: Log,
+    on_console: Callable[[], None],
+    on_step: Callable[[str, float], None] = lambda what, seconds: None,
+) -> None:
     """Run `operations` in order.
 
     Args:
         on_console: called after OpenConsole, when the descriptors 0, 1 and 2 are new.
+        on_step: told what was done and how long it took.
     Raises:
         BootError("cannot <operation>: <cause>") at the first required one that fails.
     """
@@ -50,7 +58,9 @@ def run_operations(operations: Iterable[plan.Operation], log: Log, on_console: C
             continue
         if isinstance(operation, plan.OpenConsole):
             on_console()
-        log(f"{operation}: {result or 'done'} ({(time.monotonic() - began) * 1000:.1f} ms)")
+        took_s = time.monotonic() - began
+        on_step(str(operation), took_s)
+        log(f"{operation}: {result or 'done'} ({took_s * 1000:.1f} ms)")
 
 
 def _run(operation: plan.Operation) -> str:
@@ -82,6 +92,14 @@ def _run(operation: plan.Operation) -> str:
             set_capability(item.name, bytes.fromhex(item.value))
         case plan.StartNsmRelay(port):
             start_nsm_relay(port)
+        case plan.SeedEntropy():
+            return seed_entropy()
+        case plan.CheckClock():
+            return check_clock()
+        case plan.WriteFile(path, text):
+            return _write_file(path, text)
+        case plan.SetUpCgroups(directory):
+            return set_up_cgroups(directory)
         case plan.Heartbeat(cid, port, timeout_s):
             send_heartbeat(cid, port, timeout_s)
     return ""
@@ -104,6 +122,16 @@ def _open_console(path: str) -> None:
         os.dup2(handle, fd)
     if handle > 2:
         os.close(handle)
+
+
+def _write_file(path: str, text: str) -> str:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        return "the image has one"
+    with open(fd, "w", encoding="utf-8") as out:
+        out.write(text)
+    return ""
 
 
 def _load_module(path: str, optional: bool, unlink: bool) -> str:

@@ -10,9 +10,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import platform
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from enclavekit_core import landlock, seccomp
+
+from enclavekit_enclave_init.protections import Abilities
+from enclavekit_enclave_init.syscalls import filters_calls
 
 SYS_OPENAT2 = 437  # on every architecture; Linux 5.6
 
@@ -43,6 +49,17 @@ def _has_vsock() -> bool:
     return True
 
 
+def find_abilities(controllers: frozenset[str], *, may_unshare: bool) -> Abilities:
+    """Return what units may ask to be protected by. `may_unshare`: namespaces may be made."""
+    return Abilities(
+        controllers=controllers,
+        landlock=landlock.version() > 0,
+        seccomp=platform.machine() in seccomp.ARCHITECTURES and filters_calls(),
+        network_namespaces=may_unshare and os.path.exists("/proc/self/ns/net"),
+        mount_namespaces=may_unshare and os.path.exists("/proc/self/ns/mnt"),
+    )
+
+
 FEATURES = (
     Feature("AF_VSOCK", _has_vsock, "nothing reaches the enclave, and it reaches nothing"),
     Feature(
@@ -59,6 +76,17 @@ FEATURES = (
         "openat2 (Linux 5.6)",
         _has_openat2,
         "pipeline refuses paths that have `..` or lead through a symbolic link in the app's root",
+    ),
+    Feature(
+        "Landlock (Linux 5.13)",
+        lambda: landlock.version() > 0,
+        "units with LandlockRead or LandlockWrite do not start",
+    ),
+    Feature("seccomp filters", filters_calls, "units with SeccompProfile do not start"),
+    Feature(
+        "cgroups",
+        lambda: os.path.exists("/proc/self/cgroup"),
+        "units with MemoryMax, CPUQuota or TasksMax do not start, and what leaves a unit's session outlives it",
     ),
 )
 

@@ -10,23 +10,30 @@ import os
 import signal
 import time
 import traceback
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import NoReturn
 
 from enclavekit_core.errors import EnclavekitError
 
 from enclavekit_enclave_init import boot_plan, syscalls
+from enclavekit_enclave_init.cgroups import Cgroups
 from enclavekit_enclave_init.config import CONFIG_PATH, InitConfig
 from enclavekit_enclave_init.console import Console
 from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.execute import read_mounted, run_operations
+from enclavekit_enclave_init.heartbeat import send_heartbeat
+from enclavekit_enclave_init.initctl.boot_times import BootTimes
+from enclavekit_enclave_init.interfaces import Interfaces
 from enclavekit_enclave_init.join import read_file_list
-from enclavekit_enclave_init.journal import NAME, Journal
-from enclavekit_enclave_init.kernel_features import describe_missing
+from enclavekit_enclave_init.journal import Journal
+from enclavekit_enclave_init.kernel_features import describe_missing, find_abilities
+from enclavekit_enclave_init.logs.hub import LogHub
 from enclavekit_enclave_init.nsm_relay import read_nsm_port
 from enclavekit_enclave_init.ordering import plan_start
-from enclavekit_enclave_init.output import LogFile
-from enclavekit_enclave_init.report import send_report
+from enclavekit_enclave_init.ready import ReadyHeartbeat
+from enclavekit_enclave_init.report import BOOT, BUG, lines_for_parent, make_report, send_report
 from enclavekit_enclave_init.supervisor import Supervisor
 from enclavekit_enclave_init.unit_files import read_config, read_units
 from enclavekit_enclave_init.units import Unit
@@ -42,21 +49,23 @@ class Enclave:
 
     def __init__(self) -> None:
         self.console = Console(CONSOLE_FD)
-        self.journal = Journal(self.console)
+        self.hub = LogHub(self.console)
+        self.journal = Journal(self.hub)
         self.config = InitConfig()
+        self.times = BootTimes(time.monotonic())
         self.owns_machine = False
 
     def boot_and_run(self) -> Outcome:
         """Boot, then supervise. Raises EnclavekitError for a boot that must not go on."""
-        began = time.monotonic()
         mounted = read_mounted()
         if not mounted:
-            run_operations(boot_plan.MOUNT_PROC, self.journal, lambda: None)
+            run_operations(boot_plan.MOUNT_PROC, self.journal, lambda: None, self.times.add_step)
             mounted = read_mounted()
         self.owns_machine = boot_plan.owns_machine(mounted)
-        run_operations(boot_plan.plan_machine(mounted), self.journal, lambda: self.console.attach(CONSOLE_FD))
+        machine = boot_plan.plan_machine(mounted)
+        run_operations(machine, self.journal, lambda: self.console.attach(CONSOLE_FD), self.times.add_step)
         self.config = read_config(CONFIG_PATH, required=False)
-        units = read_units(self.config.service_dir)
+        units = read_units(self.config.service_dir, self.journal)
         supervisor = prepare_supervisor(units, self.journal)
         system = boot_plan.plan_system(
             self.config,
@@ -64,24 +73,31 @@ class Enclave:
             has_nsm=os.path.exists("/dev/nsm"),
             nsm_port=read_nsm_port() if self.owns_machine else 0,
             files=read_file_list(),
+            needs_cgroups=any(unit.has_cgroup_limits for unit in units),
+            heartbeat_waits=heartbeat_waits(units),
         )
-        run_operations(system, self.journal, lambda: None)
+        run_operations(system, self.journal, lambda: None, self.times.add_step)
         if self.owns_machine:  # on a process machine the kernel is the host's, and vsock and NSM are emulated
             for line in describe_missing():
                 self.journal(line)
-        self.journal(f"booted in {(time.monotonic() - began) * 1000:.0f} ms")
-        return supervise(units, supervisor, self.config, self.console, self.journal, may_mount=True)
+        self.journal(f"booted in {(time.monotonic() - self.times.began) * 1000:.0f} ms")
+        return supervise(
+            supervisor, self.config, self.console, self.journal, self.times, as_pid1=True, own_kernel=self.owns_machine
+        )
 
-    def report(self, outcome: Outcome) -> None:
-        """Tell the parent, if it listens."""
+    def report(self, outcome: Outcome, failed: str = "") -> None:
+        """Tell the parent, if it listens; `failed` as in `make_report`."""
         parent = self.config.vsock
         if parent.enabled:
+            lines = lines_for_parent(self.hub, self.config.logs)
+            uptime_s = time.monotonic() - self.times.began
+            report = make_report(outcome, oom=outcome.out_of_memory, uptime_s=uptime_s, lines=lines, failed=failed)
             try:
-                send_report(outcome, parent.cid, parent.report_port, min(parent.timeout_s, LAST_WORDS_S))
+                send_report(report, parent.cid, parent.report_port, min(parent.timeout_s, LAST_WORDS_S))
             except EnclavekitError as exc:
                 self.journal(f"{exc} (the end is not reported)")
 
-    def power_off(self, status: int) -> NoReturn:
+    def power_off(self, status: int, kind: str = "poweroff") -> NoReturn:
         """End the machine; if that cannot be, PID 1, which comes to the same."""
         try:
             os.kill(-1, signal.SIGKILL)
@@ -92,7 +108,7 @@ class Enclave:
         try:
             # Nitro has no power switch: there RB_POWER_OFF halts the kernel and the enclave stays, while a reboot
             # ends it, as in AWS's init. In a PID namespace either kills its init, and power-off says what is meant.
-            syscalls.reboot(syscalls.RB_AUTOBOOT if self.owns_machine else syscalls.RB_POWER_OFF)
+            syscalls.reboot(syscalls.RB_AUTOBOOT if self.owns_machine or kind == "reboot" else syscalls.RB_POWER_OFF)
         except OSError as exc:
             self.journal(f"cannot power off: {exc.strerror}")
             self.console.flush_for(LAST_WORDS_S)
@@ -110,64 +126,94 @@ def prepare_supervisor(units: list[Unit], journal: Journal) -> Supervisor:
 
 
 def supervise(
-    units: list[Unit],
     supervisor: Supervisor,
     config: InitConfig,
     console: Console,
     journal: Journal,
+    times: BootTimes,
     *,
-    may_mount: bool,
+    as_pid1: bool,
+    own_kernel: bool,
 ) -> Outcome:
-    """Run the units until everything has stopped."""
+    """Run the units until everything has stopped.
 
-    def open_log(name: str) -> LogFile:
-        return LogFile(os.path.join(config.log_dir, f"{name}.log"), config.max_log_size, config.max_log_files)
-
-    journal.keep_in(open_log(NAME))
+    Args:
+        as_pid1: may mount, and talks to the parent.
+        own_kernel: the kernel's log is the enclave's.
+    """
+    journal.hub.configure(config.logs)
+    journal.hub.keep_files(config.log_dir, config.max_log_size, config.max_log_files)
+    cgroups = Cgroups({})
+    if as_pid1:
+        # where the kernel is shared, so are its cgroups
+        cgroups = Cgroups.find("" if own_kernel else f"enclave-{os.stat('/proc/self/ns/pid').st_ino}")
     loop = EventLoop(
         supervisor,
-        [unit for unit in units if unit.enabled],
         base_environment=config.environment,
-        open_log=open_log,
+        hub=journal.hub,
         console=console,
         journal=journal,
-        may_mount=may_mount,
+        may_mount=as_pid1,
+        cgroups=cgroups,
+        abilities=find_abilities(cgroups.controllers, may_unshare=as_pid1),
     )
-    return loop.run()
+    parent = config.vsock
+    with_parent = as_pid1 and parent.enabled
+    if with_parent and heartbeat_waits(record.unit for record in supervisor.records.values()):
+        ReadyHeartbeat(
+            loop,
+            send=lambda: send_heartbeat(parent.cid, parent.port, parent.timeout_s),
+            fail=lambda why: loop.perform(supervisor.stop_all(f"the boot has failed: {why}", time.monotonic())),
+        )
+    with Interfaces(loop, config, journal, times, with_parent=with_parent, own_kernel=own_kernel):
+        return loop.run()
+
+
+def heartbeat_waits(units: Iterable[Unit]) -> bool:
+    """Say whether a unit decides when the heartbeat is due."""
+    return any(unit.heartbeat_waits and unit.enabled for unit in units)
 
 
 def run_as_pid1() -> NoReturn:
     """Be the enclave's init. Never returns; whatever happens, the enclave ends in an orderly way and says why."""
     own_descriptors()
-    enclave = Enclave()
+    enclave, failed = Enclave(), ""
     try:
         outcome = enclave.boot_and_run()
         status = outcome.process_status
     except EnclavekitError as exc:
         enclave.journal(f"the boot has failed: {exc}")
-        outcome, status = Outcome(f"the boot has failed: {exc}"), exc.exit_code
+        outcome, status, failed = Outcome(f"the boot has failed: {exc}"), exc.exit_code, BOOT
     except BaseException as exc:
         # a bug of ours, or no memory: PID 1 must not just vanish, the kernel would panic without a word
         enclave.journal("".join(traceback.format_exception(exc)).rstrip())
-        outcome, status = Outcome(f"PID 1 has failed: {type(exc).__name__}: {exc}"), EXIT_BUG
-    enclave.report(outcome)
+        outcome, status, failed = Outcome(f"PID 1 has failed: {type(exc).__name__}: {exc}"), EXIT_BUG, BUG
+    enclave.report(outcome, failed)
     enclave.journal(f"the enclave ends: {outcome.reason}")
-    enclave.power_off(status)
+    enclave.power_off(status, outcome.kind)
 
 
-def run_insecure_not_pid1(config_path: str | None, service_dir: str | None, log_dir: str | None) -> int:
+def run_insecure_not_pid1(
+    config_path: str | None, service_dir: str | None, log_dir: str | None, control_socket: str | None = None
+) -> int:
     """Run units as an ordinary process: no mounts, no heartbeat, no report, no reboot. Returns the exit code."""
+    times = BootTimes(time.monotonic())
     config = InitConfig() if config_path is None else read_config(config_path, required=True)
     console = Console(CONSOLE_FD)
-    journal = Journal(console)
+    journal = Journal(LogHub(console))
     own_descriptors()
     units = read_units(service_dir or config.service_dir)
     supervisor = prepare_supervisor(units, journal)
-    settings = {name: getattr(config, name) for name in InitConfig.__slots__} | {"log_dir": log_dir or config.log_dir}
-    config = InitConfig(**settings)
+    config = replace(
+        config,
+        service_dir=service_dir or config.service_dir,
+        log_dir=log_dir or config.log_dir,
+        # the default is PID 1's, which may be somebody else's here
+        control=replace(config.control, socket=os.path.abspath(control_socket) if control_socket else ""),
+    )
     run_operations([boot_plan.MakeDirectory(config.log_dir, 0o755)], journal, lambda: None)
     syscalls.become_subreaper()
-    outcome = supervise(units, supervisor, config, console, journal, may_mount=False)
+    outcome = supervise(supervisor, config, console, journal, times, as_pid1=False, own_kernel=False)
     journal(f"ends: {outcome.reason}")
     console.flush_for(LAST_WORDS_S)
     return outcome.process_status

@@ -18,7 +18,7 @@ from enclavekit_enclave_init.execute import read_mounted
 from enclavekit_enclave_init.unit_values import BindPath
 from enclavekit_enclave_init.units import Unit
 
-MS_BIND, MS_REC = 4096, 16384  # mount(2)
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18  # mount(2)
 API_FILE_SYSTEMS = ("/proc", "/sys", "/dev")
 
 
@@ -39,6 +39,21 @@ def bind_unit_paths(unit: Unit) -> None:
             _bind(bind, root or "/", mounted)
         except OSError as exc:
             raise InputError("bind", f"{bind.source} to {root}{bind.destination}", describe_cause(exc)) from exc
+
+
+def open_directory_beneath(root: str, path: str) -> int:
+    """Return a descriptor of the directory `path` below `root`, made if missing; no link leads out. Raises OSError."""
+    return _open_beneath(root, path, is_directory=True)
+
+
+def mount_private_tmp(root: str) -> None:
+    """Mount an empty /tmp below `root`, in the mount namespace of the caller, which nobody else has. Raises OSError."""
+    syscalls.mount("none", "/", "", MS_REC | MS_PRIVATE)
+    target = _open_beneath(root, "/tmp", is_directory=True)  # noqa: S108 - a mount point
+    try:
+        syscalls.mount("tmpfs", f"/proc/self/fd/{target}", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+    finally:
+        os.close(target)
 
 
 def _bind(bind: BindPath, root: str, mounted: frozenset[str]) -> None:

@@ -8,7 +8,7 @@ names it: an image is immutable, hence a wrong set of units is wrong at every bo
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from enclavekit_core.errors import ConfigError
@@ -18,31 +18,37 @@ from enclavekit_enclave_init.units import Unit
 
 @dataclass(frozen=True, slots=True)
 class StartPlan:
-    """How the enabled units depend on each other; every key and every member is an enabled unit."""
+    """How the units that are to run depend on each other; every key and every member is one of them."""
 
     order: tuple[str, ...]
-    """All enabled units, each behind those in its `after`."""
+    """All of them, each behind those in its `after`."""
     after: Mapping[str, frozenset[str]]
     """What must have started or failed before; includes `requires`."""
     requires: Mapping[str, frozenset[str]]
-    """What must be up before, and stay so."""
+    """What must be up before, and stay so; includes `binds_to`."""
+    binds_to: Mapping[str, frozenset[str]]
+    """What it runs no longer than."""
+    conflicts: Mapping[str, frozenset[str]]
+    """What it cannot run beside, in both directions."""
     notes: tuple[str, ...] = ()
     """What was left out of account, for the log."""
 
 
-def plan_start(units: Iterable[Unit]) -> StartPlan:
-    """Order the enabled units.
+def plan_start(units: Iterable[Unit], also: Collection[str] = ()) -> StartPlan:
+    """Order the enabled units, and those in `also`, which somebody wants to start although they are disabled.
 
-    Raises: ConfigError for two units of one name, a requirement that is missing or disabled, and a cycle, all by name.
+    Raises: ConfigError for two units of one name, a requirement that is missing or disabled, enabled units that
+        conflict, and a cycle, all by name.
     """
     every: dict[str, Unit] = {}
     for unit in units:
         if unit.name in every:
             raise ConfigError(f"unit {unit.name}", "", "it is defined twice")
         every[unit.name] = unit
-    enabled = {name for name, unit in every.items() if unit.enabled}
+    enabled = {name for name, unit in every.items() if unit.enabled or name in also}
     after: dict[str, set[str]] = {name: set() for name in enabled}
     requires: dict[str, set[str]] = {name: set() for name in enabled}
+    conflicts: dict[str, set[str]] = {name: set() for name in enabled}
     notes: list[str] = []
 
     def order(first: str, second: str, key: str, owner: str) -> None:
@@ -65,7 +71,7 @@ def plan_start(units: Iterable[Unit]) -> StartPlan:
 
     for name in sorted(every):
         unit = every[name]
-        if not unit.enabled:
+        if name not in enabled:
             # what a disabled unit wishes to precede is void, but who is required by somebody must not be disabled
             for needing in unit.required_by:
                 require(name, needing, name)
@@ -74,14 +80,27 @@ def plan_start(units: Iterable[Unit]) -> StartPlan:
             order(other, name, "After", name)
         for other in unit.before:
             order(name, other, "Before", name)
-        for other in unit.requires:
+        for other in (*unit.requires, *unit.binds_to):
             require(other, name, name)
+        for other in unit.wants:
+            if other not in enabled:
+                notes.append(
+                    f"{name}: Wants names {other}, which {'is disabled' if other in every else 'does not exist'}"
+                )
+        for other in unit.conflicts:
+            if other in enabled:
+                if unit.enabled and every[other].enabled:
+                    raise ConfigError(f"unit {name}", "Conflicts", f"{other} is enabled too")
+                conflicts[name].add(other)
+                conflicts[other].add(name)
         for other in unit.required_by:
             require(name, other, name)
     return StartPlan(
         order=_sort(after),
         after={name: frozenset(names) for name, names in after.items()},
         requires={name: frozenset(names) for name, names in requires.items()},
+        binds_to={name: frozenset(every[name].binds_to) for name in enabled},
+        conflicts={name: frozenset(names) for name, names in conflicts.items()},
         notes=tuple(notes),
     )
 

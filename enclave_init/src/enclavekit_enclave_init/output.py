@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What units print: cut into lines, kept in rotated files.
 
-`/log/NAME.log`, each line as `[YYYY-MM-DD HH:MM:SS] text` in UTC, as the Rust enclave-init writes it. Older files are
-NAME.log.1, .2 and so on. A file that cannot be written costs lines, which are counted, never the enclave.
+`/log/NAME.log`, older files NAME.log.1, .2 and so on, in one of the two forms of `logs.records`. A file that cannot be
+written costs lines, which are counted and told in the file as soon as it can be written again, never the enclave.
 """
 
 from __future__ import annotations
 
 import os
-import time
+from collections.abc import Callable
+
+from enclavekit_enclave_init.logs.records import INIT, INIT_NAME, Batch, format_text
 
 MAX_LINE_BYTES = 8192  # a longer line is cut in pieces: one without an end must not fill PID 1
 
@@ -36,21 +38,27 @@ class LineSplitter:
 
 
 class LogFile:
-    """One unit's log and its older files, together bounded by max_bytes * max_files and one chunk."""
+    """One unit's log and its older files, together bounded by max_bytes * max_files and one batch."""
 
-    def __init__(self, path: str, max_bytes: int, max_files: int) -> None:
+    def __init__(
+        self, path: str, max_bytes: int, max_files: int, encode: Callable[[Batch], bytes] = format_text
+    ) -> None:
         self.path = path
         self.lost_lines = 0
         """Lines that could not be written, for example because the disk was full."""
+        self._told = 0
         self._max_bytes = max_bytes
         self._max_files = max_files
+        self._encode = encode
         self._fd = -1
         self._size = 0
 
-    def write_lines(self, lines: list[bytes], now_s: float) -> None:
-        """Append `lines` under the time `now_s` (Unix time)."""
-        stamp = time.strftime("[%Y-%m-%d %H:%M:%S] ", time.gmtime(now_s)).encode()
-        data = b"".join([stamp + line + b"\n" for line in lines])
+    def write(self, batch: Batch) -> None:
+        """Append the lines of `batch`."""
+        data = self._encode(batch)
+        if self.lost_lines > self._told:
+            missing = b"%d lines before this one could not be written\n" % (self.lost_lines - self._told)
+            data = self._encode(Batch(batch.sequence, batch.time_s, INIT_NAME, INIT, missing)) + data
         try:
             if self._fd >= 0 and self._size + len(data) > self._max_bytes and self._size > 0:
                 self._rotate()
@@ -59,11 +67,37 @@ class LogFile:
                 self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
                 self._size = os.fstat(self._fd).st_size
             written = os.write(self._fd, data)
-            self._size += written
-            if written < len(data):
-                self.lost_lines += data.count(b"\n", written)
         except OSError:
-            self.lost_lines += len(lines)
+            self.lost_lines += batch.count
+            return
+        if written == len(data):
+            self._size += written
+            self._told = self.lost_lines
+            return
+        self.lost_lines += min(batch.count, data.count(b"\n", written))
+        self._cut_back(written)
+
+    def _cut_back(self, written: int) -> None:
+        """Take the part of a line away that a full disk let through: what comes next begins a line of its own."""
+        try:
+            size = os.fstat(self._fd).st_size
+            with open(self.path, "rb") as source:
+                source.seek(size - written)
+                whole = source.read(written).rfind(b"\n") + 1
+            os.ftruncate(self._fd, size - written + whole)
+            self._size += whole
+        except OSError:
+            self._size += written
+
+    def clear(self) -> None:
+        """Remove this file and the older ones. Raises OSError."""
+        self.close()
+        for number in range(self._max_files):
+            try:
+                os.unlink(f"{self.path}.{number}" if number else self.path)
+            except FileNotFoundError:
+                pass
+        self._size = 0
 
     def _rotate(self) -> None:
         self.close()

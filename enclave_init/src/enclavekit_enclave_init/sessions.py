@@ -23,6 +23,14 @@ def signal_group(leader: int, number: int) -> None:
         pass
 
 
+def signal_process(pid: int, number: int) -> None:
+    """Signal one process that has not been reaped."""
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
 def kill_session(leader: int) -> None:
     """SIGKILL every process of the session that `leader` leads."""
     signal_group(leader, signal.SIGKILL)
@@ -35,6 +43,14 @@ def kill_session(leader: int) -> None:
                 pass
         if not members:
             return
+
+
+def session_of(pid: int) -> int:
+    """Return the session that a process is in; 0 if it is gone."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
 
 
 def _list_pids() -> list[int]:

@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from enclavekit_core.errors import ConfigError
 
+from enclavekit_enclave_init.confine import Step, plan_confinement
 from enclavekit_enclave_init.unit_values import parse_environment_lines
 from enclavekit_enclave_init.units import DEFAULT_PATH, Unit
 
@@ -63,9 +64,22 @@ def build_environment(unit: Unit, base: Sequence[tuple[str, str]]) -> dict[str, 
     return environment
 
 
-def spawn(unit: Unit, base: Sequence[tuple[str, str]], stdin_fd: int) -> Child:
-    """Fork and run `unit`. Raises OSError if there is no process or no pipe to be had, and as `build_environment`."""
+def spawn(
+    unit: Unit, base: Sequence[tuple[str, str]], stdin_fd: int, group_fds: Sequence[int] = (), notify_path: str = ""
+) -> Child:
+    """Fork and run `unit`.
+
+    Args:
+        group_fds: `cgroup.procs` of the groups to join; the caller closes them.
+        notify_path: what NOTIFY_SOCKET is to be; empty: nothing.
+    Raises: OSError if there is no process or no pipe to be had, and as `build_environment`.
+    """
     environment = build_environment(unit, base)
+    if notify_path:
+        environment["NOTIFY_SOCKET"] = notify_path
+        if unit.watchdog_s:
+            environment["WATCHDOG_USEC"] = str(int(unit.watchdog_s * 1_000_000))
+    steps = plan_confinement(unit, group_fds, lambda: _take_identity(unit))
     fds: list[int] = []
     try:
         for _ in range(3):
@@ -76,7 +90,7 @@ def spawn(unit: Unit, base: Sequence[tuple[str, str]], stdin_fd: int) -> Child:
         try:
             pid = os.fork()
             if pid == 0:
-                _run_child(unit, environment, (stdin_fd, out_child, err_child), failure_child)
+                _run_child(unit, environment, (stdin_fd, out_child, err_child), failure_child, steps)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     except BaseException:
@@ -90,7 +104,9 @@ def spawn(unit: Unit, base: Sequence[tuple[str, str]], stdin_fd: int) -> Child:
     return Child(pid, failure, out, err)
 
 
-def _run_child(unit: Unit, environment: dict[str, str], stdio: tuple[int, int, int], failure_fd: int) -> NoReturn:
+def _run_child(
+    unit: Unit, environment: dict[str, str], stdio: tuple[int, int, int], failure_fd: int, steps: list[Step]
+) -> NoReturn:
     step = "start"
     status = STATUS_CANNOT_RUN
     try:
@@ -100,13 +116,8 @@ def _run_child(unit: Unit, environment: dict[str, str], stdio: tuple[int, int, i
         for fd, source in enumerate(stdio):
             os.dup2(source, fd)
         os.umask(UMASK)
-        if unit.root_directory:
-            step = f"enter root directory {unit.root_directory}"
-            os.chroot(unit.root_directory)
-        step = f"enter working directory {unit.working_directory}"
-        os.chdir(unit.working_directory)
-        step = "take its user and group"
-        _take_identity(unit)
+        for step, run in steps:  # noqa: B007 - named when one fails
+            run()
         step = f"run {unit.argv[0]}"
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.execvpe(unit.argv[0], unit.argv, environment)  # noqa: S606 - this is what the module is for

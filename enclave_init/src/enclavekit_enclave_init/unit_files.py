@@ -4,23 +4,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 
-from enclavekit_core.errors import ConfigError, describe_cause
+from enclavekit_core.errors import ConfigError, InputError, describe_cause
 
 from enclavekit_enclave_init.config import MAX_CONFIG_BYTES, UPSTREAM_CONFIG_PATH, InitConfig, parse_config
-from enclavekit_enclave_init.units import MAX_UNIT_BYTES, Unit, parse_unit
+from enclavekit_enclave_init.unit_values import normalize_name
+from enclavekit_enclave_init.units import MAX_UNIT_BYTES, Unit, enable_text, parse_unit
 
 SUFFIX = ".service"
+DISABLED = ".disabled"
 MAX_UNITS = 1000  # ten times what any image needs
 
 
-def read_units(directory: str) -> list[Unit]:
-    """Return the units of `directory`, by name; other files, `.service.disabled` among them, are not looked at.
+def read_units(directory: str, note: Callable[[str], None] = lambda text: None) -> list[Unit]:
+    """Return the units of `directory`, by name; those of `NAME.service.disabled` are disabled.
 
+    Args: note: told about a disabled file that cannot be read as a unit: it is as if it were not there.
     Raises: ConfigError naming the file, and the line where one is to blame.
     """
     try:
-        names = sorted(name for name in os.listdir(directory) if name.endswith(SUFFIX))
+        names = sorted(name for name in os.listdir(directory) if name.endswith((SUFFIX, SUFFIX + DISABLED)))
     except OSError as exc:
         raise ConfigError(directory, "", describe_cause(exc)) from exc
     if len(names) > MAX_UNITS:
@@ -28,8 +33,50 @@ def read_units(directory: str) -> list[Unit]:
     units = []
     for name in names:
         path = os.path.join(directory, name)
-        units.append(parse_unit(name.removesuffix(SUFFIX), _read_text(path, MAX_UNIT_BYTES), path))
+        if name.endswith(SUFFIX):
+            units.append(parse_unit(name.removesuffix(SUFFIX), _read_text(path, MAX_UNIT_BYTES), path))
+        elif name.removesuffix(DISABLED) in names:
+            note(f"{path} is not looked at: there is one that is not disabled")
+        else:
+            try:
+                unit = parse_unit(name.removesuffix(SUFFIX + DISABLED), _read_text(path, MAX_UNIT_BYTES), path)
+            except ConfigError as exc:
+                note(f"{exc} (it is disabled)")
+            else:
+                units.append(replace(unit, enabled=False))
     return units
+
+
+def write_enabled(directory: str, name: str, *, enabled: bool) -> None:
+    """Enable or disable a unit for good: its file gets or loses `.disabled`; ServiceEnable = false is turned.
+
+    Nothing happens if it is so already. Raises: InputError, ConfigError.
+    """
+    verb = "enable" if enabled else "disable"
+    try:
+        name = normalize_name(name)
+    except ValueError as exc:
+        raise InputError(verb, repr(name), str(exc)) from exc
+    path = os.path.join(directory, name + SUFFIX)
+    try:
+        if enabled:
+            if not os.path.exists(path):
+                os.rename(path + DISABLED, path)
+            text = _read_text(path, MAX_UNIT_BYTES)
+            if not parse_unit(name, text, path).enabled:
+                _replace_text(path, enable_text(text))
+        elif os.path.exists(path):
+            os.rename(path, path + DISABLED)
+    except OSError as exc:
+        raise InputError(verb, name, describe_cause(exc)) from exc
+
+
+def _replace_text(path: str, text: str) -> None:
+    new = path + ".new"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    with open(fd, "w", encoding="utf-8") as out:
+        out.write(text)
+    os.replace(new, path)
 
 
 def read_config(path: str, *, required: bool) -> InitConfig:

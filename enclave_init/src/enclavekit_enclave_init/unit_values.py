@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+INFINITY = -1  # RLIM_INFINITY
+MAX_BYTES = 1 << 62
 MAX_SECONDS = 86400.0 * 365
 MAX_ARGUMENTS = 4096
 MAX_GROUPS = 1024  # far above any image; the kernel's NGROUPS_MAX is 65536
@@ -36,6 +38,14 @@ class EnvironmentFile:
     """Absolute, in the framework's root."""
     optional: bool = False
     """A missing file is then no error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command besides ExecStart."""
+
+    argv: tuple[str, ...]
+    ignores_failure: bool = False
 
 
 def normalize_name(text: str) -> str:
@@ -217,3 +227,111 @@ def parse_bind_paths(value: object) -> tuple[BindPath, ...]:
         source, colon, destination = item.removeprefix("-").partition(":")
         binds.append(BindPath(parse_path(source), parse_path(destination if colon else source), item.startswith("-")))
     return tuple(binds)
+
+
+def parse_command_list(value: object) -> tuple[Command, ...]:
+    """A command line, or a list of such; `-` before one: its failure does not matter."""
+    lines = (value,) if isinstance(value, str) else parse_strings(value)
+    commands = []
+    for line in lines:
+        text = parse_text(line).strip()
+        commands.append(Command(parse_command(text.removeprefix("-")), text.startswith("-")))
+    return tuple(commands)
+
+
+def parse_one_command(value: object) -> Command:
+    return Command(parse_command(value))
+
+
+def parse_positive_count(value: object) -> int:
+    if (number := parse_count(value)) == 0:
+        raise ValueError("it must be at least 1")
+    return number
+
+
+def parse_tasks(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 22:  # the kernel's PID_MAX_LIMIT
+        raise ValueError("it must be a whole number from 1 to 4194304")
+    return value
+
+
+def parse_size(value: object) -> int:
+    """Return bytes: a number, or one with K, M, G or T (powers of 1024)."""
+    if isinstance(value, str):
+        digits, unit = (value[:-1], value[-1:]) if value[-1:] in "KMGT" else (value, "")
+        if digits.isascii() and digits.isdigit() and len(digits) < 20:
+            value = int(digits) << (10 * (" KMGT".index(unit) if unit else 0))
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_BYTES:
+        raise ValueError("it must be a number of bytes, or one with K, M, G or T")
+    return value
+
+
+def parse_percent(value: object) -> float:
+    """Return how many processors: "50%" is 0.5."""
+    text = value.removesuffix("%") if isinstance(value, str) and value.endswith("%") else ""
+    if not (text.isascii() and text.isdigit() and len(text) < 7 and int(text) > 0):
+        raise ValueError('it must be a percentage of one processor, such as "50%" or "200%"')
+    return int(text) / 100
+
+
+def parse_limit(value: object) -> tuple[int, int]:
+    """Return soft and hard: a size, "infinity", or both as SOFT:HARD."""
+    if isinstance(value, str) and ":" in value:
+        soft, _, hard = value.partition(":")
+        pair = _parse_one_limit(soft), _parse_one_limit(hard)
+    else:
+        pair = (_parse_one_limit(value),) * 2
+    if pair[1] != INFINITY and not 0 <= pair[0] <= pair[1]:
+        raise ValueError("the first must not be above the second")
+    return pair
+
+
+def _parse_one_limit(value: object) -> int:
+    return INFINITY if value == "infinity" else parse_size(value)
+
+
+def parse_paths(value: object) -> tuple[str, ...]:
+    return tuple(parse_path(item) for item in parse_strings(value))
+
+
+def parse_score(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -1000 <= value <= 1000:
+        raise ValueError("it must be a whole number from -1000 to 1000")
+    return value
+
+
+def parse_success(value: object) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return exit statuses and signals: a list of numbers and of signals' names."""
+    if not isinstance(value, list):
+        raise ValueError("it must be a list of numbers and of signals' names")
+    statuses, signals = [], []
+    for item in value:
+        if isinstance(item, int) and not isinstance(item, bool):
+            if not 0 <= item <= 255:
+                raise ValueError(f"{item} is no exit status")
+            statuses.append(item)
+        else:
+            signals.append(parse_signal(item))
+    return tuple(statuses), tuple(signals)
+
+
+# capabilities(7), in the order of their numbers
+CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+)  # fmt: skip
+
+
+def parse_capabilities(value: object) -> tuple[int, ...]:
+    """Return the numbers of those in a list of names, `CAP_` before them or not."""
+    numbers = []
+    for item in parse_strings(value):
+        name = item.upper().removeprefix("CAP_")
+        if name not in CAPABILITIES:
+            raise ValueError(f"there is no capability {item!r}")
+        numbers.append(CAPABILITIES.index(name))
+    return tuple(sorted(set(numbers)))

@@ -4,7 +4,6 @@
 The keys are those of the Rust enclave-init, flat at the top level of `NAME.service`, plus what running an image's
 USER, WORKDIR and STOPSIGNAL needs. A file that says something this program does not know is refused with the line:
 a key that is silently ignored is a protection that silently does not exist.
-House rule: everything that knows a unit key lives in this file; `KEYS` is also the reference table of the README.
 """
 
 from __future__ import annotations
@@ -12,35 +11,15 @@ from __future__ import annotations
 import re
 import signal
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from enclavekit_core.errors import ConfigError
 
-from enclavekit_enclave_init.unit_values import (
-    BindPath,
-    EnvironmentFile,
-    accept_one_of,
-    normalize_name,
-    parse_account,
-    parse_accounts,
-    parse_bind_paths,
-    parse_command,
-    parse_count,
-    parse_environment,
-    parse_environment_files,
-    parse_flag,
-    parse_names,
-    parse_path,
-    parse_seconds,
-    parse_signal,
-)
+from enclavekit_enclave_init.unit_keys import KEYS
+from enclavekit_enclave_init.unit_values import BindPath, Command, EnvironmentFile, normalize_name
 
 MAX_UNIT_BYTES = 64 * 1024  # the longest unit file seen is 2 KiB; a bound keeps a wrong file from filling memory
 DEFAULT_PATH = "/sbin:/usr/sbin:/bin:/usr/bin"
-
-_RESTARTS = ("no", "always", "on-failure", "on-success")
-_TYPES = ("simple", "oneshot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,103 +50,46 @@ class Unit:
     powers_off: bool = False
     start_limit_burst: int = 10
     start_limit_interval_s: float = 60.0
+    notify: bool = False
+    wants: tuple[str, ...] = ()
+    binds_to: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    start_pre: tuple[Command, ...] = ()
+    start_post: tuple[Command, ...] = ()
+    stop_commands: tuple[Command, ...] = ()
+    reload_commands: tuple[Command, ...] = ()
+    start_timeout_s: float | None = None
+    """None: 90 s; no limit for oneshot."""
+    restart_max_delay_s: float = 60.0
+    success_statuses: tuple[int, ...] = ()
+    success_signals: tuple[int, ...] = ()
+    kill_mode: str = "control-group"
+    watchdog_s: float = 0.0
+    health_check: Command | None = None
+    health_interval_s: float = 30.0
+    health_timeout_s: float = 10.0
+    health_retries: int = 3
+    limits: tuple[tuple[str, int, int], ...] = ()
+    """(name in LIMITS, soft, hard)."""
+    memory_max: int = 0
+    cpu_quota: float = 0.0
+    """Processors."""
+    tasks_max: int = 0
+    oom_score_adjust: int | None = None
+    no_new_privileges: bool = False
+    capabilities: tuple[int, ...] | None = None
+    """None: all that PID 1 has."""
+    seccomp: str = ""
+    landlock_read: tuple[str, ...] | None = None
+    landlock_write: tuple[str, ...] | None = None
+    private_network: bool = False
+    private_tmp: bool = False
+    heartbeat_waits: bool = False
+    insecure_may_lack: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What one key of a unit file means."""
-
-    attribute: str
-    parse: Callable[[object], object]
-    kind: str
-    default: str
-    meaning: str
-
-
-KEYS: dict[str, Key] = {
-    "ExecStart": Key("argv", parse_command, "string or list", "required", "the program; a list is the exact argv"),
-    "Type": Key(
-        "oneshot",
-        lambda v: accept_one_of(*_TYPES)(v) == "oneshot",
-        "simple, oneshot",
-        "simple",
-        "simple is up once the program runs, oneshot once it has ended with 0",
-    ),
-    "Environment": Key(
-        "environment",
-        parse_environment,
-        "list of NAME=value",
-        "[]",
-        "the whole environment besides init.toml's; PATH is added if neither has it",
-    ),
-    "EnvironmentFile": Key(
-        "environment_files",
-        parse_environment_files,
-        "path or list of paths",
-        "[]",
-        "files of NAME=value lines, read at each start, above Environment; `-` before the path: skip if it is missing",
-    ),
-    "WorkingDirectory": Key("working_directory", parse_path, "path", "/", "inside RootDirectory; must exist"),
-    "User": Key("user", parse_account, "name or number", "root", "a name is looked up in the unit root's /etc/passwd"),
-    "Group": Key(
-        "group", parse_account, "name or number", "the user's", "a name is looked up in the unit root's /etc/group"
-    ),
-    "SupplementaryGroups": Key(
-        "supplementary_groups",
-        parse_accounts,
-        "list of names or numbers",
-        "[]",
-        "groups besides Group; a name is looked up in the unit root's /etc/group",
-    ),
-    "RootDirectory": Key("root_directory", parse_path, "path", "/", "the unit is chrooted there"),
-    "MountAPIVFS": Key(
-        "mount_api_vfs", parse_flag, "true, false", "true", "with RootDirectory: /proc, /sys and /dev are bound into it"
-    ),
-    "BindPaths": Key(
-        "bind_paths",
-        parse_bind_paths,
-        "list of source:destination",
-        "[]",
-        "bound before the start; the destination is seen from inside RootDirectory; `-` before the "
-        "source: skip if it is missing",
-    ),
-    "Restart": Key(
-        "restart",
-        accept_one_of(*_RESTARTS),
-        "no, always, on-failure, on-success",
-        "no",
-        "death by signal is failure",
-    ),
-    "RestartSec": Key("restart_delay_s", parse_seconds, "seconds", "5", "pause from the end to the next start"),
-    "StartLimitBurst": Key(
-        "start_limit_burst",
-        parse_count,
-        "number",
-        "10",
-        "so many starts in StartLimitIntervalSec, then the unit has failed for good; 0: no limit",
-    ),
-    "StartLimitIntervalSec": Key("start_limit_interval_s", parse_seconds, "seconds", "60", "see StartLimitBurst"),
-    "StopSignal": Key("stop_signal", parse_signal, "signal", "SIGTERM", "sent to the process group"),
-    "TimeoutStopSec": Key("stop_timeout_s", parse_seconds, "seconds", "10", "then the whole session gets SIGKILL"),
-    "ServiceEnable": Key("enabled", parse_flag, "true, false", "true", "false: not started"),
-    "After": Key("after", parse_names, "list of units", "[]", "start once these have started or failed; stop first"),
-    "Before": Key("before", parse_names, "list of units", "[]", "the reverse of After"),
-    "Requires": Key(
-        "requires",
-        parse_names,
-        "list of units",
-        "[]",
-        "After, and these must be up: one that fails for good takes this unit with it",
-    ),
-    "RequiredBy": Key("required_by", parse_names, "list of units", "[]", "the reverse of Requires"),
-    "OnExit": Key(
-        "powers_off",
-        lambda v: bool(accept_one_of("poweroff")(v)),
-        "poweroff",
-        "nothing",
-        "when the unit has ended for good, the enclave ends and reports the unit's status",
-    ),
-}  # fmt: skip - one key a line reads as the table that it is
+    @property
+    def has_cgroup_limits(self) -> bool:
+        return bool(self.memory_max or self.cpu_quota or self.tasks_max)
 
 
 def find_key_line(text: str, key: str) -> int:
@@ -186,6 +108,17 @@ def find_key_line(text: str, key: str) -> int:
                 continue
             return number
     return 0
+
+
+def enable_text(text: str) -> str:
+    """Return a unit file's text with ServiceEnable set to true; unchanged if it does not say it."""
+    line = find_key_line(text, "ServiceEnable")
+    if not line:
+        return text
+    lines = text.splitlines(keepends=True)
+    ending = "\n" if lines[line - 1].endswith("\n") else ""
+    lines[line - 1] = f"ServiceEnable = true{ending}"
+    return "".join(lines)
 
 
 def split_toml_error(exc: Exception, text: str) -> tuple[str, int]:
@@ -230,14 +163,27 @@ def parse_unit(name: str, text: str, source: str) -> Unit:
             table = isinstance(value, dict)
             raise refuse(key, "a unit file has no tables: leave that line out" if table else "unknown key")
         try:
-            values[known.attribute] = known.parse(value)
+            parsed = known.parse(value)
         except ValueError as exc:
             raise refuse(key, str(exc)) from exc
+        if known.many:
+            parsed = (*values.get(known.attribute, ()), *parsed)  # type: ignore[misc]
+        values[known.attribute] = parsed
     if "argv" not in values:
         raise refuse("", "it has no ExecStart")
+    kind = values.pop("type", "simple")
+    values |= {"oneshot": kind == "oneshot", "notify": kind == "notify"}
+    if "success" in values:
+        values["success_statuses"], values["success_signals"] = values.pop("success")  # type: ignore[misc]
     unit = Unit(name=name, **values)  # type: ignore[arg-type]  # KEYS pairs each attribute with its parser
     if unit.oneshot and unit.restart in ("always", "on-success"):
         raise refuse("Restart", f"a oneshot unit cannot have {unit.restart}: it would never be done")
+    for key, has in (("WatchdogSec", unit.watchdog_s), ("HealthCheck", unit.health_check)):
+        if unit.oneshot and has:
+            raise refuse(key, "a oneshot unit is never up with a process")
+    for key, seconds in (("HealthIntervalSec", unit.health_interval_s), ("HealthTimeoutSec", unit.health_timeout_s)):
+        if unit.health_check and seconds <= 0:
+            raise refuse(key, "it must be above 0")
     if unit.root_directory.rstrip("/"):
         inside = unit.root_directory.rstrip("/") + "/"
         for bind in unit.bind_paths:

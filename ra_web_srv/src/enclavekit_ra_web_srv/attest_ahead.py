@@ -35,6 +35,11 @@ class AttestAhead:
         self.attested = 0
         """Documents that were made, since the start."""
 
+    @property
+    def waiting(self) -> int:
+        """Files that the bus told of and that have no document yet."""
+        return len(self._wanted)
+
     def note(self, path: bytes, digest: bytes | None) -> None:
         """Take note of what the bus says about a file now; None: it has gone."""
         self._wanted.pop(path, None)

@@ -3,7 +3,7 @@
 
 A hash that stands on the bus is never passed on: the file is hashed again (`file_hasher`). The bus is followed by
 revisions: one subscription brings first what is there, then every change, so that nothing falls between, and after an
-outage only what has another revision counts as changed.
+outage only what has another revision, or another value, counts as changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class KnownFiles:
         """`changed` is told each path whose entry on the bus is another, with its hash there; None: deleted."""
         self._changed = changed
         self._generated: collections.OrderedDict[bytes, None] = collections.OrderedDict()
-        self._on_bus: dict[bytes, int] = {}  # path -> revision of its entry
+        self._on_bus: dict[bytes, int] = {}  # path -> `hash` of revision and value of its entry
         self._sorted: list[bytes] | None = None  # all names, until there is another
         self._deleted: collections.OrderedDict[bytes, None] = collections.OrderedDict()
 
@@ -146,10 +146,11 @@ class KnownFiles:
                 self._gone(path)
                 self._changed(path, None)
         elif path in self._on_bus or len(self._on_bus) < MAX_ON_BUS:
-            # one server's revisions only rise; a lower one is of a bucket that was made anew
-            if self._on_bus.get(path) != entry.revision:
+            # with the value, for a bucket that was made anew counts its revisions from the start
+            seen = hash((entry.revision, entry.value))
+            if self._on_bus.get(path) != seen:
                 self._arrived(path)
-                self._on_bus[path] = entry.revision
+                self._on_bus[path] = seen
                 self._changed(path, entry.value)
         else:
             log.error("cannot keep more files of the bus", limit=MAX_ON_BUS)

@@ -333,3 +333,4 @@ class Health(Struct):
     bus: str
     files_on_bus: int
     attested_ahead: int
+    to_attest: int

@@ -9,8 +9,6 @@ import signal
 import subprocess
 
 import pytest
-from enclavekit_core.errors import RemoteProtocolError
-from enclavekit_rbuilds.run.exit_reports import parse_exit_report
 
 BACKEND = ("--backend", "nitro-cli")
 
@@ -134,24 +132,3 @@ def test_several_of_one_name_need_the_id(host, nitro_cli, dull_image):
     assert first["id"] in host("drop", "app", *BACKEND, status=2).refusal
     host("drop", first["id"], *BACKEND)
     host("drop", "app", *BACKEND)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"[" * 20_000,
-        b"\xff",
-        b'{"version":2,"unit":null,"exit_status":0,"signal":null,"reason":""}',
-        b'{"version":1,"unit":null,"exit_status":256,"signal":null,"reason":""}',
-        b'{"version":1,"unit":null,"exit_status":0,"signal":0,"reason":""}',
-        b'{"version":1,"unit":null,"exit_status":true,"signal":null,"reason":""}',
-        b'{"version":1,"unit":null,"exit_status":0,"signal":null,"reason":"","more":1}',
-        b'{"version":1,"unit":null,"exit_status":0,"signal":null}',
-    ],
-)
-def test_report_of_a_wrong_form(line):
-    with pytest.raises(RemoteProtocolError):
-        parse_exit_report(line)

@@ -128,7 +128,7 @@ def make_target(args: argparse.Namespace, enclave: str) -> Target:
 
     Args: enclave: a CID, name or id.
     """
-    from enclavekit_pipeline.host.addressing import find_cid
+    from enclavekit_core.enclaves import find_cid
 
     cid = find_cid(enclave)
     from enclavekit_pipeline.host.client import Target

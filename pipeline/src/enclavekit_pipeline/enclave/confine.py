@@ -14,9 +14,9 @@ import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from enclavekit_core import landlock, seccomp
 from enclavekit_core.errors import InputError
 
-from enclavekit_pipeline.enclave import landlock, seccomp
 from enclavekit_pipeline.enclave.clients import Grant
 from enclavekit_pipeline.enclave.forker import REPORT, Step
 from enclavekit_pipeline.enclave.root import Root
@@ -95,7 +95,9 @@ def confinement(request: Surroundings, grant: Grant, root: Root, account: Accoun
         if grant.landlock is not None or grant.seccomp is not None or not grant.system:
             todo.add("refuse new privileges", "privileges")
         if grant.landlock is not None:
-            ruleset = landlock.make_ruleset(root, grant.landlock.read, grant.landlock.write)
+            ruleset = landlock.make_ruleset(
+                lambda path: root.open(path, os.O_PATH), grant.landlock.read, grant.landlock.write, "the command"
+            )
             stack.callback(os.close, ruleset)
             todo.add_with("be fenced in", "landlock", ruleset)
         if grant.seccomp is not None:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 
 from enclavekit_attestation.verify import VerifiedDocument
 from enclavekit_core.address import VsockAddress
+from enclavekit_core.enclaves import find_cid
 from enclavekit_core.errors import CommandError, ConfigError, InputError
 
 from enclavekit_pipeline.channel.mux import Stream, StreamClosed
-from enclavekit_pipeline.host.addressing import find_cid
 from enclavekit_pipeline.host.client import DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_PORT, Target, decision_log, receive
 from enclavekit_pipeline.host.copy_client import KEEP_ALL_BUT_OWNERS, CopyOptions, copy_in, copy_out
 from enclavekit_pipeline.host.identity import Identity

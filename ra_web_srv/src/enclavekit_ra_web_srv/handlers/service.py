@@ -57,7 +57,7 @@ class ServiceRoutes:
 
     async def health(self, ask: Ask[m.Nothing, None]) -> m.Health:
         """Whether the server answers; asks neither device nor bus."""
-        return m.Health("ok", self.bus_state, self._known.on_bus, self._ahead.attested)
+        return m.Health("ok", self.bus_state, self._known.on_bus, self._ahead.attested, self._ahead.waiting)
 
     async def ready(self) -> Answer:
         """Whether evidence can be had: the NSM answers, the bus is there, the first manifest is made."""

@@ -68,8 +68,8 @@ def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="who may enter: a client certificate and what it may do: exec,cp-in,cp-out,shell,ps,kill (default: "
-        "these six in the app's root), dial,listen-remote (pipeline forward -L, -R) or all (the framework's root as "
-        "well). Without any, the enclave admits nobody",
+        "these six in the app's root), dial,listen-remote (pipeline forward -L, -R), all (the framework's root as "
+        "well), control (initctl; no other word includes it). Without any, the enclave admits nobody",
     )
     parser.add_argument(
         "--services",

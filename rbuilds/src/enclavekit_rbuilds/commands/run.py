@@ -149,6 +149,9 @@ def _attach(launch: Launch, enclave: RunningEnclave) -> int:
     if launch.app_status is None:
         _say(f"note: enclave {enclave.name} has ended; {enclave.backend} does not tell how its app exited")
         return 0
+    if launch.app_status:
+        # the console has shown what it said last; why it ended is nowhere else
+        _say(f"note: enclave {enclave.name} has ended: {launch.end_words[0]}")
     return launch.app_status
 
 

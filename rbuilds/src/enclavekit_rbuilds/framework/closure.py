@@ -28,6 +28,7 @@ COMMANDS = {  # name in the enclave -> where its main is
     "attest": "enclavekit_attestation.cli:main",
     "enclave-init": "enclavekit_enclave_init.cli:main",
     "fs-monitor": "enclavekit_fs_monitor.cli:main",
+    "initctl": "enclavekit_enclave_init.initctl.cli:main",
     "nsm": "enclavekit_nsm.cli:main",
     "pf-proxy": "enclavekit_pf_proxy.cli:main",
     "pipeline": "enclavekit_pipeline.cli:main",

@@ -10,7 +10,7 @@ import os
 import posixpath
 import ssl
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import yaml
@@ -21,6 +21,12 @@ from msgspec import Meta
 VERBS = ("exec", "cp-in", "cp-out", "shell", "ps", "kill", "dial", "listen-remote")
 USUAL_VERBS = ("exec", "cp-in", "cp-out", "shell", "ps", "kill")  # of whom nothing else is said
 ALL = "all"
+# what initctl's gateway may be asked; the reference of initctl says what each is
+Control = Literal[
+    "status", "logs", "logs-clear", "logs-stream", "control", "enable", "processes", "reload", "reboot", "shutdown",
+    "all",
+]  # fmt: skip
+CONTROL = "control"  # in --authorize: everything of that
 PROFILES = ("default", "no-network")
 MAX_CERTIFICATE_BYTES = 64 * 1024  # a P-256 certificate is under 1 KiB
 MAX_CLIENTS = 256
@@ -60,24 +66,29 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True):
     """Addresses that dial may connect to; None: any."""
     reverse: list[str] | None = None
     """Addresses that listen-remote may listen on; None: any."""
+    control: list[str] = []
+    """Of Control: what it may ask PID 1 by initctl."""
 
 
 def parse_authorization(text: str) -> Client:
     """Return the client that `CERTIFICATE_FILE[:verbs]` admits.
 
     Verbs are comma-separated, of VERBS; without any the client gets USUAL_VERBS, inside the app's root. `all` is every
-    verb, in the framework's own root as well (`pipeline exec --system`). The name is the file's, without its suffix.
+    verb, in the framework's own root as well (`pipeline exec --system`); `control` is everything that initctl can ask,
+    which no other word includes. The name is the file's, without its suffix.
     Raises: InputError.
     """
     path, colon, verbs = text.rpartition(":")
     if not colon or os.path.exists(text):
         path, verbs = text, ",".join(USUAL_VERBS)
     allow = [verb.strip() for verb in verbs.split(",") if verb.strip()]
+    control = [ALL] if CONTROL in allow else []
+    allow = [verb for verb in allow if verb != CONTROL] or list(USUAL_VERBS if control else ())
     unknown = [verb for verb in allow if verb not in (*VERBS, ALL)]
     if unknown or not allow:
         wrong = unknown[0] if unknown else verbs
-        raise InputError("authorize", text, f"{wrong!r} is none of {', '.join(VERBS)}, {ALL}")
-    return load_client(path, allow)
+        raise InputError("authorize", text, f"{wrong!r} is none of {', '.join(VERBS)}, {CONTROL}, {ALL}")
+    return msgspec.structs.replace(load_client(path, allow), control=control)
 
 
 def load_client(path: str, allow: Sequence[str], name: str | None = None) -> Client:

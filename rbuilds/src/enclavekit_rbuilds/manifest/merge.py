@@ -44,6 +44,7 @@ FLAGS = "the command line"
 SOURCES = ("dockerfile", "archive", "rootfs")
 # what an entry says beside who it is and what it may do; the listener in the enclave judges by it
 CLIENT_RULES = (
+    "control",
     "sessions",
     "commands",
     "read",

@@ -17,7 +17,7 @@ from enclavekit_core.runtime_config import Setting, check_schema
 from msgspec import Meta
 
 from enclavekit_rbuilds.app.image_config import Overrides
-from enclavekit_rbuilds.manifest.clients import USUAL_VERBS, Fence
+from enclavekit_rbuilds.manifest.clients import USUAL_VERBS, Control, Fence
 
 FILE_NAME = "enclave.yaml"
 SERVICES = ("attestation", "files", "pipeline")
@@ -104,6 +104,10 @@ class ClientEntry(StrictConfig, frozen=True):
         list[Text] | None,
         Meta(description="What listen-remote may listen on: tcp://HOST:PORT, unix:///PATH; default: anything."),
     ] = None
+    control: Annotated[
+        list[Control],
+        Meta(description="What initctl may ask PID 1 for them; if anybody may, its gateway listens; default: nothing."),
+    ] = []
     name: Annotated[Text | None, Meta(description="Default: the file's name without its suffix.")] = None
 
 

@@ -47,6 +47,13 @@ RUNTIME_CONFIG_UNIT = b"""\
 Type = "oneshot"
 ExecStart = ["/usr/bin/python3", "-I", "-m", "enclavekit_enclave_init.runtime_config"]
 """
+GATEWAY_UNIT_PATH = b"service/initctl-gateway.service"
+GATEWAY_UNIT = b"""\
+# Lets those whom the list of clients grants it ask PID 1, over an attested channel.
+ExecStart = ["/usr/bin/python3", "-I", "-m", "enclavekit_enclave_init.initctl.gateway"]
+Restart = "always"
+RestartSec = 1
+"""
 OWN_CODE = (  # package -> folders whose code decides the bytes of an app's ramdisk
     ("enclavekit_rbuilds", ("app", "image", "init_c", "manifest", "plan", "data/units")),
     ("enclavekit_eif", ("",)),
@@ -247,6 +254,8 @@ def app_files(unit: str, request: AppRequest, account: Account) -> Sequence[AppF
         files.append(AppFile(CLIENTS_PATH, render_clients(request.clients)))
     elif "pipeline" in request.services:  # no list, no listener: a unit that fails would only fill the log
         files.append(AppFile(LISTENER_PATH, (units()["pipeline.service"] + "ServiceEnable = false\n").encode()))
+    if any(client.control for client in request.clients):
+        files.append(AppFile(GATEWAY_UNIT_PATH, GATEWAY_UNIT))
     if request.runtime_config:
         schema = msgspec.json.format(msgspec.json.encode(request.runtime_config, order="sorted"), indent=2)
         files.append(AppFile(SCHEMA_PATH.lstrip("/").encode(), schema + b"\n"))

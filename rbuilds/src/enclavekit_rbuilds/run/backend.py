@@ -9,7 +9,7 @@ from typing import Protocol
 from enclavekit_core.errors import InputError
 
 from enclavekit_rbuilds.run.failure import NitroFailure
-from enclavekit_rbuilds.run.model import BACKENDS, BackendName, LaunchPlan, RunningEnclave
+from enclavekit_rbuilds.run.model import BACKENDS, AppEnd, BackendName, LaunchPlan, RunningEnclave
 
 NITRO_DEVICE = "/dev/nitro_enclaves"
 
@@ -44,7 +44,7 @@ class Backend(Protocol):
     def console(self, enclave: RunningEnclave) -> int:
         """Show the console on our own standard output until it ends. Raises LaunchError."""
 
-    def exit_status(self, enclave: RunningEnclave) -> int | None:
+    def end_of(self, enclave: RunningEnclave) -> AppEnd | None:
         """Return how the app of an enclave that has ended, or is about to, exited; None if it is not told."""
 
 

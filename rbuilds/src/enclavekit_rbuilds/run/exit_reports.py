@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that hears how apps ended on a Nitro host: port 9002 of the parent, one for all enclaves of this user.
 
-nitro-cli does not tell; PID 1 of our images does, in one line of JSON before it powers off. The enclave is hostile: who
-is not on the list is not heard, and each connection has a deadline and a size. Kept as rbuilds/CID.end.
+nitro-cli does not tell; PID 1 of our images does, in one line of JSON (enclavekit_core.exit_report) at the end. The
+enclave is hostile: who is not on the list is not heard, and each connection has a deadline and a size. Kept as
+rbuilds/CID.end.
 """
 
 from __future__ import annotations
@@ -12,44 +13,18 @@ import asyncio
 import contextlib
 import os
 import signal
-from typing import Annotated, Literal
 
-import msgspec
 from enclavekit_core.address import CID_ANY, VsockAddress
 from enclavekit_core.cli import run_command
 from enclavekit_core.errors import RemoteProtocolError
+from enclavekit_core.exit_report import MAX_REPORT_BYTES, ExitReport, encode_exit_report, parse_exit_report
 from enclavekit_core.peers import identify_peer
 from enclavekit_core.streams import Listener
 
 MODULE = "enclavekit_rbuilds.run.exit_reports"
 PORT = 9002
-MAX_REPORT_BYTES = 16 * 1024  # a reason of 1000 characters, each escaped to 12 bytes at worst
 MAX_CONNECTIONS = 16  # an honest enclave makes one
 CONNECTION_TIMEOUT_S = 10.0
-
-
-class ExitReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Source: enclave_init's exit report, version 1."""
-
-    version: Literal[1]
-    unit: str | None
-    exit_status: Annotated[int, msgspec.Meta(ge=0, le=255)] | None
-    signal: Annotated[int, msgspec.Meta(ge=1, le=64)] | None
-    reason: str
-
-    def command_status(self) -> int | None:
-        """Return the exit status for a command that waited; None if the app did not end by itself."""
-        if self.exit_status is not None:
-            return self.exit_status
-        return None if self.signal is None else 128 + self.signal
-
-
-def parse_exit_report(line: bytes) -> ExitReport:
-    """Parse one report. Raises RemoteProtocolError. Pure."""
-    try:
-        return msgspec.json.decode(line, type=ExitReport)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise RemoteProtocolError(f"cannot read the enclave's exit report: {exc}") from exc
 
 
 def end_path(directory: str, cid: int) -> str:
@@ -60,7 +35,7 @@ def read_report(directory: str, cid: int) -> ExitReport | None:
     """Return what an enclave reported; None if it did not."""
     try:
         with open(end_path(directory, cid), "rb") as source:
-            return parse_exit_report(source.read(MAX_REPORT_BYTES))
+            return parse_exit_report(source.read(MAX_REPORT_BYTES + 1))
     except (FileNotFoundError, RemoteProtocolError):
         return None
 
@@ -96,7 +71,7 @@ class ReportServer:
     def _keep(self, cid: int, report: ExitReport) -> None:
         path = end_path(self._directory, cid)
         with open(f"{path}.new", "wb") as out:
-            out.write(msgspec.json.encode(report))
+            out.write(encode_exit_report(report))
         os.replace(f"{path}.new", path)
 
 
@@ -113,7 +88,7 @@ async def serve(directory: str, list_path: str) -> None:
         await reports.handle(reader, writer, on_fabric=listener.on_fabric)
 
     start = asyncio.start_unix_server if listener.on_fabric else asyncio.start_server
-    server = await start(handle, sock=listener.socket, limit=MAX_REPORT_BYTES)
+    server = await start(handle, sock=listener.socket, limit=MAX_REPORT_BYTES + 1)
     print(listener.address, flush=True)
     await stopped.wait()
     server.close()

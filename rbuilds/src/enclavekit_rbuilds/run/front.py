@@ -2,8 +2,8 @@
 """The command's end of a supervisor: start one, tell it what to do, hear how it went.
 
 Lines of JSON from the supervisor: {"note": text}, {"started": RunningEnclave, "network": [text]}, or {"error": text,
-"exit_code": n, "code": "E26"}; with --attach then {"console": base64} until {"ended": {"status": n or null,
-"failure": text}}.
+"exit_code": n, "code": "E26"}; with --attach then {"console": base64} until {"ended": {"status": n or null, "words":
+[text], "failure": text}}.
 """
 
 from __future__ import annotations
@@ -74,11 +74,13 @@ class Launch:
     def console(self) -> Iterator[bytes]:
         """Yield the console's bytes until the enclave has ended. Raises LaunchError if the console was lost."""
         self.app_status: int | None = None
+        self.end_words: list[str] = []
         for message in self._messages():
             if "console" in message:
                 yield base64.b64decode(message["console"])
             elif "ended" in message:
                 self.app_status = message["ended"]["status"]
+                self.end_words = message["ended"]["words"]
                 if failure := message["ended"]["failure"]:
                     raise LaunchError("attach to", self._eif, failure)
                 return

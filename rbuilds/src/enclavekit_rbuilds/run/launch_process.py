@@ -81,8 +81,9 @@ class LaunchProcess:
                 process.terminate()
         status = await process.wait()
         failure = self.backend.failure(await errors, status).describe() if status > 0 else ""
-        app = None if failure else await asyncio.to_thread(self.backend.exit_status, enclave)
-        self.front.send({"ended": {"status": app, "failure": failure}})
+        app = None if failure else await asyncio.to_thread(self.backend.end_of, enclave)
+        status_of_app, words = (None, ()) if app is None else (app.status, app.words)
+        self.front.send({"ended": {"status": status_of_app, "words": words, "failure": failure}})
 
 
 async def read_tail(stream: asyncio.StreamReader) -> str:

@@ -74,6 +74,15 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     """Of nitro-emu: process, qemu or auto; empty: its own default."""
 
 
+class AppEnd(msgspec.Struct, frozen=True):
+    """How the app of an enclave ended."""
+
+    status: int | None
+    """Of a command that waited for it; None if nobody knows."""
+    words: tuple[str, ...]
+    """Why, in what circumstances, and what it said last; a line each."""
+
+
 class RunningEnclave(msgspec.Struct, frozen=True):
     """One enclave as nitro-cli or nitro-emu describes it."""
 

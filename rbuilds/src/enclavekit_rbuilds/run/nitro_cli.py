@@ -9,12 +9,13 @@ import time
 from dataclasses import replace
 
 from enclavekit_core.errors import CommandError, describe_cause
+from enclavekit_core.exit_report import REQUESTED
 
 from enclavekit_rbuilds.base.command import run
 from enclavekit_rbuilds.run import nitro_commands
 from enclavekit_rbuilds.run.exit_reports import read_report
 from enclavekit_rbuilds.run.failure import NitroFailure, parse_error_log, parse_failure
-from enclavekit_rbuilds.run.model import BackendName, LaunchError, LaunchPlan, RunningEnclave
+from enclavekit_rbuilds.run.model import AppEnd, BackendName, LaunchError, LaunchPlan, RunningEnclave
 from enclavekit_rbuilds.run.programs import need_program
 from enclavekit_rbuilds.run.store import private_directory
 
@@ -22,6 +23,7 @@ SOCKETS_DIRECTORY = "/run/nitro_enclaves"
 MAX_LOG_BYTES = 64 * 1024  # an error log has some ten lines
 REPORT_PATIENCE_S = 2.0  # a report that was sent is on disk within milliseconds
 REPORT_POLL_S = 0.05
+STATUS_UNKNOWN = 255  # as nitro-emu wait has it
 COMMAND_TIMEOUT_S = 60.0  # describe and terminate answer at once; the enclave process has 3 s to be heard
 
 
@@ -73,12 +75,17 @@ class NitroCli:
             raise LaunchError("attach to enclave", enclave.name, failure.describe(), failure.code)
         return 0
 
-    def exit_status(self, enclave: RunningEnclave) -> int | None:
+    def end_of(self, enclave: RunningEnclave) -> AppEnd | None:
         # the hypervisor does not tell; PID 1 of our images reported it before it powered off
         deadline = time.monotonic() + REPORT_PATIENCE_S
         while (report := read_report(private_directory(), enclave.cid)) is None and time.monotonic() < deadline:
             time.sleep(REPORT_POLL_S)
-        return None if report is None else report.command_status()
+        if report is None:
+            return None
+        status = report.command_status()
+        if status is None and report.cause:  # no app of its own has ended: what has is a success only if asked for
+            status = 0 if report.cause == REQUESTED else STATUS_UNKNOWN
+        return AppEnd(status=status, words=report.describe())
 
     def _run(self, arguments: list[str], verb: str, what: str) -> bytes:
         argv = [self._program(), *arguments]

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import replace
+from typing import Any
 
 from enclavekit_core import fabric
+from enclavekit_core.exit_report import ExitReport, LastLine
 
 from enclavekit_rbuilds.run.failure import NitroFailure
-from enclavekit_rbuilds.run.model import BackendName, RunningEnclave
+from enclavekit_rbuilds.run.model import AppEnd, BackendName, RunningEnclave
 from enclavekit_rbuilds.run.nitro_cli import COMMAND_TIMEOUT_S, NitroCli
 from enclavekit_rbuilds.run.store import private_directory
 
@@ -33,7 +36,7 @@ class NitroEmu(NitroCli):
     def failure(self, stderr: str, status: int) -> NitroFailure:
         return replace(super().failure(stderr, status), names_cause=True)
 
-    def exit_status(self, enclave: RunningEnclave) -> int | None:
+    def end_of(self, enclave: RunningEnclave) -> AppEnd | None:
         argv = [self._program(), "wait", "--enclave-id", enclave.id]
         done = subprocess.run(
             argv,
@@ -43,5 +46,12 @@ class NitroEmu(NitroCli):
             timeout=COMMAND_TIMEOUT_S,
             check=False,
         )
-        # it prints how the enclave ended; nothing there is a failure of its own
-        return done.returncode if done.stdout.strip() else None
+        if not done.stdout.strip():
+            return None  # it prints how the enclave ended; nothing there is a failure of its own
+        return AppEnd(status=done.returncode, words=_describe(json.loads(done.stdout)))
+
+
+def _describe(end: dict[str, Any]) -> tuple[str, ...]:
+    """Return the words for what `nitro-emu wait` printed, which has made it printable."""
+    lines = tuple(LastLine(**line) for line in end["last_lines"])
+    return ExitReport(None, None, None, end["reason"], end["cause"], end["oom"], end["uptime_s"], lines).describe()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Landlock: a fence of paths that the kernel keeps around a process and all that it starts.
 
-The set of rules is made before the fork; in the child one system call puts it on. Source: landlock(7),
+The set of rules is made first; then one system call puts it on whoever makes that call. Source: landlock(7),
 linux/landlock.h.
 """
 
@@ -12,10 +12,9 @@ import ctypes
 import os
 import stat
 import struct
+from collections.abc import Callable, Iterable
 
 from enclavekit_core.errors import InputError, describe_cause
-
-from enclavekit_pipeline.enclave.root import Root
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # on every architecture
 ASK_VERSION, RULE_PATH_BENEATH = 1, 1
@@ -37,47 +36,59 @@ def version() -> int:
     return max(0, int(_libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(ASK_VERSION))))
 
 
-def make_ruleset(root: Root, read: list[str], write: list[str]) -> int:
+def make_ruleset(open_path: Callable[[str], int], read: Iterable[str], write: Iterable[str], whom: str) -> int:
     """Return a descriptor of the rules: below `read` files may be read and run, below `write` anything; nothing else.
 
-    A path that is not there grants nothing. Raises InputError if the kernel cannot keep the fence.
+    A path that is not there grants nothing.
+
+    Args:
+        open_path: opens a path with O_PATH, in whatever root it is meant; may raise OSError.
+        whom: who is fenced in, for messages.
+    Raises: InputError if the kernel cannot keep the fence.
     """
     known = version()
     if not known:
-        raise InputError("fence in", "the command", "this kernel has no Landlock, and the client's entry demands it")
+        raise InputError("fence in", whom, "this kernel has no Landlock")
     rights = RIGHTS.get(known, ALL_RIGHTS)
     attributes = RULESET.pack(rights, 0, SCOPES if known >= SCOPES_SINCE else 0)[: SIZES.get(known, RULESET.size)]
     descriptor = int(_libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
     if descriptor < 0:
-        raise _failed()
+        raise _failed(whom)
     try:
         os.set_inheritable(descriptor, False)
         for paths, granted in ((read, TO_READ), (write, rights)):
             for path in paths:
-                _allow(descriptor, root, path, granted & rights)
+                _allow(descriptor, open_path, path, granted & rights, whom)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def _allow(ruleset: int, root: Root, path: str, rights: int) -> None:
+def restrict_self(ruleset: int) -> None:
+    """Put the fence on this thread, for good. Needs no_new_privs, or CAP_SYS_ADMIN. Raises OSError."""
+    if _libc.syscall(RESTRICT_SELF, ruleset, ctypes.c_uint32(0)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _allow(ruleset: int, open_path: Callable[[str], int], path: str, rights: int, whom: str) -> None:
     try:
-        beneath = root.open(path, os.O_PATH)
+        beneath = open_path(path)
     except FileNotFoundError:
         return
     except OSError as exc:
-        raise InputError("fence in", "the command", f"{path}: {describe_cause(exc)}") from exc
+        raise InputError("fence in", whom, f"{path}: {describe_cause(exc)}") from exc
     try:
         if not stat.S_ISDIR(os.fstat(beneath).st_mode):
             rights &= OF_FILES
         rule = RULE.pack(rights, beneath)
         if _libc.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, ctypes.c_uint32(0)):
-            raise _failed()
+            raise _failed(whom)
     finally:
         with contextlib.suppress(OSError):
             os.close(beneath)
 
 
-def _failed() -> InputError:
-    return InputError("fence in", "the command", os.strerror(ctypes.get_errno()).lower())
+def _failed(whom: str) -> InputError:
+    return InputError("fence in", whom, os.strerror(ctypes.get_errno()).lower())

@@ -8,8 +8,8 @@ import socket
 import struct
 
 import pytest
-from enclavekit_pipeline.enclave import seccomp
-from enclavekit_pipeline.enclave.seccomp import ALLOW, ARCHITECTURES, ERROR, KILL_PROCESS, PROFILES, build_filter
+from enclavekit_core import seccomp
+from enclavekit_core.seccomp import ALLOW, ARCHITECTURES, ERROR, KILL_PROCESS, PROFILES, build_filter
 
 X86 = "x86_64"
 AUDIT = {name: arch.audit for name, arch in ARCHITECTURES.items()}

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seccomp profiles as programs for the kernel's classic BPF: what a client's commands may not ask the kernel for. Pure.
+"""Seccomp profiles as programs for the kernel's classic BPF: what a command or a service may not ask the kernel
+for. Pure.
 
 A deny-list, small on purpose: it closes what leads from the app's root to the framework or the kernel, and lets
 everything else be. The kernel runs the program on `struct seccomp_data`: number u32, architecture u32, instruction

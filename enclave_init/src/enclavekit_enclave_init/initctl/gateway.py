@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The unit `initctl-gateway`: lets the network in to PID 1, for those whom the measured list grants it.
+
+    python3 -I -m enclavekit_enclave_init.initctl.gateway
+
+A process of its own, so that TLS, certificates and strangers stay out of PID 1: it proves the enclave, checks the
+caller's certificate and what the list lets that one ask, and hands the request with the caller's name to the control
+socket. No list, no listener.
+
+The list is pipeline's, `/etc/enclavekit/clients.yaml`; of each client counts here
+
+    name, certificate or spki_sha256
+    control: [status, logs]            # permissions as in docs/reference/initctl.md, or all; absent: nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import os
+import signal
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from enclavekit_attestation.binding import TlsIdentity, encode_binding
+from enclavekit_core import aio, logs, tls
+from enclavekit_core.address import CID_ANY, UnixAddress, VsockAddress
+from enclavekit_core.cli import run_and_exit
+from enclavekit_core.config import load_config
+from enclavekit_core.errors import ConfigError, EnclavekitError, RemoteProtocolError, VerificationError
+from enclavekit_core.peers import Peer
+from enclavekit_core.streams import Listener
+from enclavekit_nsm.client import NsmClient
+
+from enclavekit_enclave_init.initctl import channel
+from enclavekit_enclave_init.initctl.access import SOCKET_PATH, parse_permissions
+from enclavekit_enclave_init.initctl.framing import LENGTH, MAX_REQUEST_BYTES, encode_frame
+from enclavekit_enclave_init.initctl.requests import PERMISSIONS, Request, decode_request, encode_answer, encode_request
+
+CLIENTS_PATH = "/etc/enclavekit/clients.yaml"
+MAX_STRANGERS = 16  # before they have proven who they are; each costs an NSM call
+MAX_CALLERS = 32
+HANDSHAKE_TIMEOUT_S = 20.0
+RELAY_BYTES = 64 * 1024
+
+log = logs.get_logger("initctl-gateway")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What of an entry of the list counts here; the rest is pipeline's, which refuses what it does not know."""
+
+    name: str
+    control: list[str] = []
+    certificate: str | None = None
+    """PEM; this or `spki_sha256`."""
+    spki_sha256: str | None = None
+    """Hex."""
+
+
+class ClientFile(msgspec.Struct, frozen=True):
+    clients: list[Entry] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One client of the list."""
+
+    name: str
+    permissions: frozenset[str]
+
+
+class Clients:
+    """The list: SHA-256 of a client's SPKI -> what it may do."""
+
+    def __init__(self, by_key: dict[bytes, Client]) -> None:
+        self._by_key = by_key
+
+    @classmethod
+    def load(cls, path: str) -> Clients:
+        """Read the list. Raises ConfigError; also if nobody in it may ask anything."""
+        by_key: dict[bytes, Client] = {}
+        for entry in load_config(ClientFile, path).clients:
+            if entry.control:
+                permissions = parse_permissions(entry.control, path, f"{entry.name}: control")
+                by_key[_key_of(entry, path)] = Client(entry.name, permissions)
+        if not by_key:
+            raise ConfigError(path, "control", "nobody in it may control the enclave")
+        return cls(by_key)
+
+    def authenticate(self, certificate_der: bytes, signature: bytes, signed: bytes) -> Client:
+        """Return who made `signature` over `signed`. Raises VerificationError."""
+        from cryptography import x509
+        from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+        try:
+            key = x509.load_der_x509_certificate(certificate_der).public_key()
+        except Exception as exc:  # a stranger's bytes: whichever exception the parser picks, it is no certificate
+            raise VerificationError("the caller", "the certificate is not one") from exc
+        try:
+            if isinstance(key, ec.EllipticCurvePublicKey):
+                key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+            elif isinstance(key, ed25519.Ed25519PublicKey):
+                key.verify(signature, signed)
+            else:
+                raise VerificationError("the caller", "neither an EC nor an Ed25519 key")
+        except (InvalidSignature, UnsupportedAlgorithm) as exc:
+            raise VerificationError("the caller", "the signature is not by the certificate's key") from exc
+        spki = _spki_sha256(key)
+        for known, client in self._by_key.items():
+            if hmac.compare_digest(known, spki):
+                return client
+        raise VerificationError("the caller", "nobody in the enclave's list who may control it has this key")
+
+
+def _key_of(entry: Entry, path: str) -> bytes:
+    from cryptography import x509
+
+    try:
+        if entry.certificate is not None:
+            return _spki_sha256(x509.load_pem_x509_certificate(entry.certificate.encode()).public_key())
+        key = bytes.fromhex(entry.spki_sha256 or "")
+    except ValueError as exc:
+        raise ConfigError(path, entry.name, "its certificate or spki_sha256 is not one") from exc
+    if len(key) != hashlib.sha256().digest_size:
+        raise ConfigError(path, entry.name, "it has neither a certificate nor an spki_sha256")
+    return key
+
+
+def _spki_sha256(key: Any) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+
+
+class Gateway:
+    def __init__(
+        self, identity: TlsIdentity, nsm: NsmClient, nsm_thread: Executor, clients: Clients, socket_path: str
+    ) -> None:
+        """`nsm_thread` has one thread: the NSM takes one call at a time."""
+        self._identity, self._nsm, self._nsm_thread, self._clients = identity, nsm, nsm_thread, clients
+        self._socket_path = socket_path
+        self._strangers = self._callers = 0
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
+        """Serve one connection, whatever comes."""
+        try:
+            await self._serve(reader, writer, peer)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            pass  # gone, or too slow: nobody to tell
+        except EnclavekitError as exc:
+            log.warning("refused", peer=peer.text, reason=str(exc))
+            with contextlib.suppress(OSError):
+                writer.write(encode_frame(encode_answer("Error", {"message": str(exc)})))
+                await asyncio.wait_for(writer.drain(), HANDSHAKE_TIMEOUT_S)
+        finally:
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
+        if self._strangers >= MAX_STRANGERS:
+            return
+        self._strangers += 1
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                client = await self._shake_hands(reader, writer)
+                request = decode_request(await read_frame(reader, MAX_REQUEST_BYTES))
+        finally:
+            self._strangers -= 1
+        if request.client is not None:
+            raise RemoteProtocolError("cannot carry out the request: its envelope is for the gateway to write")
+        if request.permission not in client.permissions:
+            raise VerificationError("the request", f"{client.name} may not {PERMISSIONS[request.permission]}")
+        if self._callers >= MAX_CALLERS:
+            raise VerificationError("the request", f"{MAX_CALLERS} requests are under way")
+        log.info("request", client=client.name, peer=peer.text, request=request.describe())
+        self._callers += 1
+        try:
+            await self._relay(Request(request.verb, request.values, client.name), reader, writer)
+        finally:
+            self._callers -= 1
+
+    async def _shake_hands(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Client:
+        client_nonce = channel.decode_hello(await read_frame(reader, channel.MAX_HANDSHAKE_BYTES))
+        server_nonce = os.urandom(channel.NONCE_BYTES)
+        own = self._identity
+        document = await asyncio.get_running_loop().run_in_executor(
+            self._nsm_thread,
+            self._nsm.attestation,
+            encode_binding(channel.SERVICE, own.spki_sha256),
+            client_nonce,
+            own.spki_der,
+        )
+        writer.write(encode_frame(channel.encode_evidence(server_nonce, document)))
+        await writer.drain()
+        certificate, signature = channel.decode_auth(await read_frame(reader, channel.MAX_HANDSHAKE_BYTES))
+        signed = channel.proof_bytes(own.spki_sha256, client_nonce, server_nonce)
+        client = self._clients.authenticate(certificate, signature, signed)
+        writer.write(encode_frame(channel.encode_accept(client.name)))
+        await writer.drain()
+        return client
+
+    async def _relay(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hand the request to PID 1 and its answers back, until either end leaves."""
+        inside, to_init = await aio.open_stream(UnixAddress(self._socket_path))
+        try:
+            to_init.write(encode_frame(encode_request(request)))
+            await to_init.drain()
+            answering = asyncio.create_task(_copy(inside, writer))
+            leaving = asyncio.create_task(reader.read(1))
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+        finally:
+            to_init.close()
+
+
+async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    while data := await source.read(RELAY_BYTES):
+        sink.write(data)
+        await sink.drain()
+
+
+async def read_frame(reader: asyncio.StreamReader, max_bytes: int) -> bytes:
+    """Return one frame. Raises RemoteProtocolError if it is too long, IncompleteReadError."""
+    size = LENGTH.unpack(await reader.readexactly(LENGTH.size))[0]
+    if size > max_bytes:
+        raise RemoteProtocolError(f"cannot read message: {size} bytes are more than {max_bytes}")
+    return await reader.readexactly(size)
+
+
+async def serve(listener: Listener, gateway: Gateway, identity: TlsIdentity) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    context = tls.server_context(identity.certificate_pem, identity.key_pem)
+    server = await aio.start_server(gateway.handle, listener, tls=context)
+    log.info("listening", address=str(listener.address), spki_sha256=identity.spki_sha256.hex())
+    await stop.wait()
+    server.close()
+
+
+def run(args: argparse.Namespace) -> int:
+    logs.configure()
+    clients = Clients.load(args.clients)
+    identity = TlsIdentity.generate(channel.SERVICE)
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="nsm") as nsm_thread,
+        NsmClient.open(args.nsm) as nsm,
+        Listener(VsockAddress(CID_ANY, args.port)) as listener,
+    ):
+        gateway = Gateway(identity, nsm, nsm_thread, clients, args.socket)
+        asyncio.run(serve(listener, gateway, identity))
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="initctl-gateway", description=__doc__.partition("\n")[0])
+    parser.add_argument("--clients", metavar="FILE", default=CLIENTS_PATH)
+    parser.add_argument("--port", type=int, default=channel.PORT, help="vsock port (default: %(default)s)")
+    parser.add_argument("--socket", metavar="PATH", default=SOCKET_PATH, help="PID 1's (default: %(default)s)")
+    parser.add_argument("--nsm", metavar="PATH", help="device or socket (default: the enclave's)")
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    run_and_exit("initctl-gateway", main)
