@@ -190,6 +190,21 @@ def test_file_is_attested_before_anybody_asks(shell, enclave, ra):
     assert timestamp("") < now
 
 
+def test_file_in_the_enclave_is_proven_to_be_ours(shell, enclave, ra):
+    (shell.directory / "ours.bin").write_bytes(DATA)
+    shell.run(*enclave.pipeline("cp", "ours.bin", f"{enclave.cid}:/data/ours.bin"))
+    curl = ["curl", "-sSfk", "--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    shell.run(*curl, f"{ra}/hash/?path=/data/ours.bin")  # fs-monitor has told of it
+    prove = ["attest", "file", "--url", ra, "/data/ours.bin", "--measurements", "pcrs.json"]
+    trust = ["--insecure-dev-root", enclave.dev_root]
+    verdict = shell.json(*prove, "--expect", "ours.bin", *trust, "--json")
+    assert [step["name"] for step in verdict["steps"]][-2:] == ["file", "vrf"]
+    assert all(step["passed"] for step in verdict["steps"])
+    (shell.directory / "changed.bin").write_bytes(DATA + b"!")
+    shell.refusal(*prove, "--expect", "changed.bin", *trust, expect=20)
+    shell.refusal(*prove, "--expect", "ours.bin", expect=12)
+
+
 def test_monitor_in_the_enclave_becomes_ready(enclave):
     argv = enclave.pipeline("exec", "--system", enclave.cid, "--", "fs-monitor", "status", "--wait", "--json")
     status = enclave.shell.json(*argv)

@@ -134,7 +134,17 @@ class Server:
             "tcp://127.0.0.1:0",
             *flags,
         ]
-        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True)
+        self._take(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True))
+
+    @classmethod
+    def of_process(cls, process):
+        """One that was started with --print-address and a pipe as its standard output."""
+        server = cls.__new__(cls)
+        server._take(process)
+        return server
+
+    def _take(self, process):
+        self.process = process
         line = self.process.stdout.readline().strip()
         assert line, "the server has not started: see its log"
         self.port = int(line.rpartition(":")[2]) if line.startswith("tcp://") else None

@@ -82,6 +82,22 @@ def test_stops_while_a_client_holds_a_connection(server):
     connection.close()
 
 
+def test_request_under_way_is_answered_before_it_stops(start_server, nsm):
+    server = start_server("--no-bus", nsm_path=nsm.start("slow"))
+    connection = server.connect()
+    connection.request("GET", "/attestation?nonce=00")
+    other = server.connect()
+    other.request("GET", "/metrics")
+    other.getresponse().read()  # so that the first has been read
+    server.process.terminate()
+    answer = connection.getresponse()
+    assert answer.status == 200
+    assert b"attestation_document" in answer.read()
+    connection.close()
+    other.close()
+    assert server.process.wait(30) == 0
+
+
 def test_key_appears_nowhere(start_server, data, tmp_path):
     server = start_server("--no-bus")
     server.get("/attestation", nonce="00")

@@ -33,9 +33,9 @@ def gate(monkeypatch):
     """Holds up every hash until it is set."""
     opened, real = threading.Event(), file_hasher._hash
 
-    def hash_when_open(path):
+    def hash_when_open(path, is_given_up):
         opened.wait()
-        return real(path)
+        return real(path, is_given_up)
 
     monkeypatch.setattr(file_hasher, "_hash", hash_when_open)
     yield opened
@@ -45,7 +45,7 @@ def gate(monkeypatch):
 async def test_many_who_ask_share_one_hash(data, hasher, monkeypatch):
     (data / "f").write_bytes(b"x")
     calls, real = [], file_hasher._hash
-    monkeypatch.setattr(file_hasher, "_hash", lambda path: calls.append(path) or real(path))
+    monkeypatch.setattr(file_hasher, "_hash", lambda path, given_up: calls.append(path) or real(path, given_up))
     path = path_of(data / "f", data)
     first = await asyncio.gather(*(hasher.hash(path) for _ in range(50)))
     assert len({found.digest for found in first}) == 1
@@ -161,3 +161,13 @@ async def test_nsm_is_opened_anew_after_an_error(nsm):
 def test_nsm_that_is_not_there(tmp_path):
     with pytest.raises(DeviceError):
         NsmWorker(str(tmp_path / "nothing"))
+
+
+async def test_large_file_does_not_hold_up_the_end(data, monkeypatch):
+    """Its hash is given up at the next piece; else this would take as long as reading a terabyte of nothing."""
+    with open(data / "large", "wb") as out:
+        out.truncate(2**40)
+    hasher = FileHasher()
+    assert await hasher.hash(path_of(data / "large", data), 0.01) is None
+    hasher.close()
+    await asyncio.to_thread(hasher._hash_pool.shutdown, wait=True)

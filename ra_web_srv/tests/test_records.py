@@ -25,7 +25,10 @@ from .conftest import MODULE_ID, TIMEOUT_S, sha3
 
 PATH, DIGEST = b"/data/f", bytes(range(64))
 SUITE = "ECVRF-EDWARDS25519-SHA512-TAI"
-NOW_MS = time.time_ns() // 1_000_000
+
+
+def now_ms():
+    return time.time_ns() // 1_000_000
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ async def test_record_survives_its_encoding(evidence):
         found = decode_record(path, encode_record(record))
         assert found == dataclasses.replace(record, expires_ms=0)
         check = RecordCheck(await evidence.fresh())
-        assert check.check(found, NOW_MS) == record
+        assert check.check(found, now_ms()) == record
 
 
 async def test_malformed_records_are_refused(evidence):
@@ -62,25 +65,25 @@ async def test_malformed_records_are_refused(evidence):
 async def test_only_records_of_this_enclave_count(evidence, nsm):
     record = await make(evidence)
     check = RecordCheck(own := await evidence.fresh())
-    assert check.check(record, NOW_MS).expires_ms > NOW_MS + 3600_000
+    assert check.check(record, now_ms()).expires_ms > now_ms() + 3600_000
     other_proof = VrfKey(SUITE).prove(PATH, DIGEST)
     claims_other_file = dataclasses.replace(record, path=b"/data/g")
     wrong_root = NsmWorker(nsm.start("wrong-root"))
     stranger = Evidence(wrong_root, TlsIdentity.generate("x"), VrfKey(SUITE), RecordStore(None))
     for name, bad, moment_ms in (
-        ("another content", dataclasses.replace(record, digest=bytes(64)), NOW_MS),
-        ("another file", claims_other_file, NOW_MS),
-        ("another proof", dataclasses.replace(record, proof=other_proof), NOW_MS),
-        ("a document about no file", dataclasses.replace(record, document=await evidence.of_tls_key(None)), NOW_MS),
-        ("a broken document", dataclasses.replace(record, document=record.document[:-1] + b"\0"), NOW_MS),
-        ("an expired one", record, NOW_MS + 4 * 3600_000),
-        ("another NSM's", await make(stranger), NOW_MS),
+        ("another content", dataclasses.replace(record, digest=bytes(64)), now_ms()),
+        ("another file", claims_other_file, now_ms()),
+        ("another proof", dataclasses.replace(record, proof=other_proof), now_ms()),
+        ("a document about no file", dataclasses.replace(record, document=await evidence.of_tls_key(None)), now_ms()),
+        ("a broken document", dataclasses.replace(record, document=record.document[:-1] + b"\0"), now_ms()),
+        ("an expired one", record, now_ms() + 4 * 3600_000),
+        ("another NSM's", await make(stranger), now_ms()),
     ):
         with pytest.raises(VerificationError):
             check.check(bad, moment_ms)
             pytest.fail(name)
     with pytest.raises(VerificationError, match="another enclave"):
-        RecordCheck(dataclasses.replace(own, module_id=MODULE_ID + "0")).check(record, NOW_MS)
+        RecordCheck(dataclasses.replace(own, module_id=MODULE_ID + "0")).check(record, now_ms())
     wrong_root.close()
 
 
@@ -104,11 +107,22 @@ async def test_memory_is_bounded_and_records_are_made_anew_before_they_end(evide
 async def test_document_that_is_about_to_end_is_made_anew(evidence, nsm):
     first = await evidence.of_file(PATH, DIGEST, None)
     assert await evidence.of_file(PATH, DIGEST, None) == first
-    evidence._records.put(dataclasses.replace(first, expires_ms=NOW_MS))
+    evidence._records.put(dataclasses.replace(first, expires_ms=now_ms()))
     second = await evidence.of_file(PATH, DIGEST, None)
     assert parse_document(second.document).timestamp_ms >= parse_document(first.document).timestamp_ms
     assert second.document != first.document
     assert second.proof == first.proof
+
+
+async def test_nonces_are_random(evidence):
+    """They are no function of key, path and hash: the same file again has another."""
+    nonces = set()
+    for _ in range(3):
+        evidence._records.forget(PATH)
+        document = parse_document((await evidence.of_file(PATH, DIGEST, None)).document)
+        assert len(document.nonce) == 32
+        nonces.add(document.nonce)
+    assert len(nonces) == 3
 
 
 def kept_on_bus(nats):

@@ -8,7 +8,8 @@ import collections
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from enclavekit_core.errors import EnclavekitError
@@ -82,6 +83,7 @@ class FileHasher:
         self._look_pool = ThreadPoolExecutor(LOOK_THREADS, thread_name_prefix="look")
         self._looks = Looks(self._look_pool)
         self._hash_pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="hash")
+        self._closing = threading.Event()
         self._cache: collections.OrderedDict[ConfinedPath, FileHash] = collections.OrderedDict()
         self._running: dict[ConfinedPath, asyncio.Task[FileHash]] = {}
 
@@ -142,12 +144,15 @@ class FileHasher:
             raise _translate(top, exc) from exc
 
     def close(self) -> None:
+        """Give up what is being hashed: the end of the process would wait for it."""
+        self._closing.set()
         self._look_pool.shutdown(wait=False, cancel_futures=True)
         self._hash_pool.shutdown(wait=False, cancel_futures=True)
 
     async def _compute(self, path: ConfinedPath) -> FileHash:
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._hash_pool, _hash, path)
+            given_up = self._closing.is_set
+            result = await asyncio.get_running_loop().run_in_executor(self._hash_pool, _hash, path, given_up)
         except OSError as exc:
             raise _translate(path, exc) from exc
         if result is None:
@@ -195,11 +200,11 @@ def _look_at(paths: list[ConfinedPath]) -> list[bytes | OSError]:
     return found
 
 
-def _hash(path: ConfinedPath) -> FileHash | None:
+def _hash(path: ConfinedPath, is_given_up: Callable[[], bool]) -> FileHash | None:
     for _ in range(MAX_ATTEMPTS):
         handle = _open(path)
         try:
-            result = hash_open_file(handle, await_tick=True)
+            result = hash_open_file(handle, await_tick=True, is_given_up=is_given_up)
         finally:
             os.close(handle)
         if isinstance(result, FileHash):

@@ -20,7 +20,7 @@ from enclavekit_ra_web_srv import requests
 from enclavekit_ra_web_srv.fair_queue import ClientFullError, QueueFullError
 from enclavekit_ra_web_srv.file_hasher import HasherBusyError, NoSuchFileError, UnstableFileError
 from enclavekit_ra_web_srv.jobs import TooManyJobsError
-from enclavekit_ra_web_srv.manifest_keeper import NoManifestError
+from enclavekit_ra_web_srv.manifest_keeper import NoManifestError, UnknownManifestError
 from enclavekit_ra_web_srv.metrics import HttpCounters
 from enclavekit_ra_web_srv.nsm_worker import NsmTimeoutError
 from enclavekit_ra_web_srv.paths import PathRefusedError
@@ -28,6 +28,7 @@ from enclavekit_ra_web_srv.routes import JSON, Answer, Ask, Route
 
 MAX_BODY_BYTES = 64 * 1024  # the largest is a document in hex
 BODY_TIMEOUT_S = 10.0  # for a body of that size
+HANG_UP_S = 0.5  # time for the client to see the answer
 MAX_UNDER_WAY = 2000  # requests that a handler works on; more are refused at once, and cost nothing
 MAX_OF_CLIENT = 200
 RETRY_AFTER_S = 1
@@ -35,6 +36,7 @@ STATUS_OF_ERROR: dict[type[Exception], int] = {
     PathRefusedError: 403,
     InputError: 400,
     NoSuchFileError: 404,
+    UnknownManifestError: 404,
     UnstableFileError: 409,
     ClientFullError: 429,
     DeviceError: 503,
@@ -141,7 +143,7 @@ class HttpShell:
             if isinstance(exc, web.HTTPMethodNotAllowed):
                 response.headers["Allow"] = exc.headers["Allow"]
             if exc.status in (408, 413, 415):
-                response.force_close()  # what is left of the body is not worth reading
+                _hang_up(request, response)
         except EnclavekitError as exc:
             status = STATUS_OF_ERROR.get(type(exc), 500)
             if status >= 500:
@@ -152,6 +154,14 @@ class HttpShell:
             response = error_response(500, "cannot answer: internal error")
         self._counters.count(response.status)
         return response
+
+
+def _hang_up(request: web.Request, response: web.Response) -> None:
+    """End the connection after the answer: what is left of the body is not worth reading."""
+    response.force_close()
+    if request.transport is not None:
+        # closing in order waits for the peer to close as well, and reads what it sends until then
+        asyncio.get_running_loop().call_later(HANG_UP_S, request.transport.abort)
 
 
 async def _read_body(request: web.Request) -> bytes:

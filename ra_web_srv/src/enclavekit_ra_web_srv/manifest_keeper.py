@@ -33,6 +33,10 @@ class NoManifestError(EnclavekitError):
     """There is none yet, or it cannot be made."""
 
 
+class UnknownManifestError(EnclavekitError):
+    """There is none with this root, or no longer."""
+
+
 class ManifestKeeper:
     def __init__(self, roots: tuple[bytes, ...], hasher: FileHasher) -> None:
         self._roots, self._hasher = roots, hasher
@@ -53,13 +57,13 @@ class ManifestKeeper:
         return None if self._latest is None else self._latest.root
 
     def get(self, root: bytes | None = None) -> Manifest:
-        """Return the latest manifest, or a former one by its root. Raises NoManifestError."""
+        """Return the latest manifest, or a former one by its root. Raises NoManifestError, UnknownManifestError."""
         latest = self.root
         if latest is None:
             raise NoManifestError(str(self.error or "cannot give a manifest: the first one is being made"))
         found = self._kept.get(root or latest)
         if found is None:
-            raise NoManifestError("cannot give this manifest: it is another one, or was too long ago")
+            raise UnknownManifestError("cannot give this manifest: there was none with this root, or too long ago")
         return found
 
     async def run(self) -> None:

@@ -46,7 +46,9 @@ from enclavekit_ra_web_srv.vrf_key import VrfKey
 
 KEEPALIVE_S = 30.0  # also how long a connection may be silent, or take for the head of a request
 SHUTDOWN_S = 5.0  # for requests under way; enclave_init allows 10 s by default
+LINGER_S = 0.2  # after an answer to a body that we did not read: time for the client to see the answer
 BACKLOG = 1024  # connections that arrive at once wait here
+MAX_LINE_BYTES = 64 * 1024  # of a request: a path of 4096 characters, each of four bytes and these escaped
 
 log = get_logger("ra-web-srv")
 
@@ -180,12 +182,25 @@ async def _listen(
     stack: contextlib.AsyncExitStack, application: web.Application, address: Address, tls: ssl.SSLContext | None
 ) -> Listener:
     listener = stack.enter_context(Listener(address))
-    runner = web.AppRunner(application, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=SHUTDOWN_S)
-    await runner.setup()
+    runner = await start_runner(application)
     stack.push_async_callback(runner.cleanup)
     listener.socket.setblocking(False)
     await web.SockSite(runner, listener.socket, ssl_context=tls, backlog=BACKLOG).start()
     return listener
+
+
+async def start_runner(application: web.Application) -> web.AppRunner:
+    """Return a runner, ready for a site; who started it cleans it up."""
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        keepalive_timeout=KEEPALIVE_S,
+        shutdown_timeout=SHUTDOWN_S,
+        lingering_time=LINGER_S,
+        max_line_size=MAX_LINE_BYTES,
+    )
+    await runner.setup()
+    return runner
 
 
 def _address(text: str) -> Address:

@@ -23,7 +23,7 @@ class ManifestRoutes:
         self._roots, self._keeper, self._evidence = roots, keeper, evidence
 
     def routes(self) -> list[Route]:
-        others: dict[int, Kinds] = {**BAD_INPUT, **OF_NSM, 403: m.Error}
+        others: dict[int, Kinds] = {**BAD_INPUT, **OF_NSM, 403: m.Error, 404: m.Error}
         return [
             Route(
                 "GET",
