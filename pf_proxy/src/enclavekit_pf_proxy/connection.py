@@ -89,7 +89,7 @@ class Connection:
 
     def start(self, now: float) -> None:
         """Go as far as it goes without waiting."""
-        prepare_socket(self.client, self.service.limits.keepalive_s)
+        self.client.setblocking(False)  # the rest it has from its listener
         from_header = self.service.mode is Mode.VSOCK_TO_IP_TRANSPARENT
         if not (from_header or self.service.accept_proxy):
             self._open(Opening(), now)
