@@ -241,6 +241,8 @@ def test_a_second_supervisor_does_not_share_the_port(tmp_path, upstream, capsys)
         "listeners: [{mode: ip-to-vsock, listen: '127.0.0.1:1', upstream: '3:1', send_proxy: 3}]",
         "listeners: [{mode: ip-to-vsock, listen: '127.0.0.1:1', upstream: '3:1', limits: {idle_timeout_s: .inf}}]",
         "workers: 0\n" + ONE,
+        "policy: no-such-file\n" + ONE,
+        "dns: {upstreams: ['3:1']}\n" + ONE,
         "listeners: [&a {mode: ip-to-vsock, listen: '127.0.0.1:1', upstream: '3:1'}, *a]",
         "listeners:\n" + 2 * "- {mode: ip-to-vsock, listen: '127.0.0.1:1', upstream: '3:1'}\n",
     ],

@@ -52,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("config", metavar="CONFIG", help="YAML; see docs/reference/pf-proxy-config.md")
     run.add_argument("--check", action="store_true", help="only say whether CONFIG can be used")
     run.add_argument(
+        "--insecure-learn",
+        metavar="FILE",
+        default="",
+        help="allow every connection, and write the policy that this run needed to FILE",
+    )
+    run.add_argument(
         "--print-address", action="store_true", help="print the addresses that are listened on, once they are"
     )
     run.set_defaults(mode=None)
@@ -106,7 +112,9 @@ def run_config(args: argparse.Namespace) -> int:
     if args.check:
         load_plan(args.config)
         return 0
-    return _supervise(lambda: load_plan(args.config), _printer(args.print_address))
+    if args.insecure_learn:
+        print("pf-proxy: warning: --insecure-learn allows every connection", file=sys.stderr)
+    return _supervise(lambda: load_plan(args.config, args.insecure_learn), _printer(args.print_address))
 
 
 def _supervise(load: Callable[[], Plan], announce: Callable[[Address], None]) -> int:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from enclavekit_core.address import MAX_U32, VsockAddress
+from enclavekit_core.address import MAX_U32, TcpAddress, VsockAddress, parse_address
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError
 from msgspec import UNSET, Meta, UnsetType
@@ -27,6 +28,10 @@ from enclavekit_pf_proxy.service import (
     parse_endpoint,
 )
 
+if TYPE_CHECKING:
+    from enclavekit_pf_proxy.policy.gate import Gate
+    from enclavekit_pf_proxy.resolver.service import DnsPlan
+
 Seconds = Annotated[float, Meta(ge=0)]
 Cid = Annotated[int, Meta(ge=0, le=MAX_U32)]
 
@@ -38,6 +43,7 @@ class LimitsConfig(StrictConfig, frozen=True):
     max_per_cid: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
     connect_timeout_s: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
     header_timeout_s: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
+    inspect_timeout_s: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
     idle_timeout_s: Seconds | UnsetType = UNSET
     half_close_timeout_s: Seconds | UnsetType = UNSET
     linger_s: Seconds | UnsetType = UNSET
@@ -70,6 +76,15 @@ class ListenerConfig(StrictConfig, frozen=True):
     limits: LimitsConfig = LimitsConfig()
 
 
+class DnsConfig(StrictConfig, frozen=True):
+    upstreams: Annotated[list[str], Meta(min_length=1, max_length=16)]
+    """Where a resolver takes DNS over a stream, in this order: vsock addresses that lead to port 53 over TCP."""
+    listen: str = "127.0.0.1:53"
+    """UDP and TCP."""
+    timeout_s: Annotated[float, Meta(gt=0, le=60)] = 3.0
+    """Of each."""
+
+
 class ProxyConfig(StrictConfig, frozen=True):
     listeners: Annotated[list[ListenerConfig], Meta(min_length=1, max_length=1024)]
     workers: int = 1
@@ -78,21 +93,57 @@ class ProxyConfig(StrictConfig, frozen=True):
     """How long connections may go on after SIGTERM."""
     limits: LimitsConfig = LimitsConfig()
     """For every listener that does not say otherwise."""
+    policy: str = ""
+    """File of the rules for `ip-to-vsock-transparent`, relative to this one."""
+    dns: DnsConfig | None = None
+    """The resolver that goes with the policy."""
 
 
-def load_plan(path: str) -> Plan:
-    """Read the file at `path`. Raises ConfigError, InputError."""
+def load_plan(path: str, learn_path: str = "") -> Plan:
+    """Read the file at `path`. Raises ConfigError, InputError.
+
+    Args: learn_path: have the policy allow everything and write what it took to this file.
+    """
     config = load_config(ProxyConfig, path)
     _check_finite(config, path)
+    gate = _load_gate(config, path, learn_path)
     services = []
     for number, listener in enumerate(config.listeners):
         source = f"{path}: listeners[{number}]"
         service = _to_service(listener, config.limits, source)
+        if service.mode is Mode.IP_TO_VSOCK_TRANSPARENT:
+            service = replace(service, gate=gate)
         check_service(service, source)
         services.append(service)
-    plan = Plan(services, config.workers, config.drain_timeout_s)
+    if gate is not None and not any(service.gate for service in services):
+        raise ConfigError(path, "policy", f"no listener is of mode {Mode.IP_TO_VSOCK_TRANSPARENT.value}")
+    plan = Plan(services, config.workers, config.drain_timeout_s, gate, _to_dns_plan(config, gate, path))
     plan.check(path)
     return plan
+
+
+def _load_gate(config: ProxyConfig, path: str, learn_path: str) -> Gate | None:
+    if not config.policy and not learn_path:
+        return None
+    try:
+        from enclavekit_pf_proxy.policy.gate import load_gate
+    except ImportError as exc:
+        raise ConfigError(path, "policy", f"{exc.name} is not installed: enclavekit-pf-proxy[egress] has it") from exc
+    policy_path = os.path.join(os.path.dirname(path), config.policy) if config.policy else ""
+    return load_gate(policy_path, learn_path)
+
+
+def _to_dns_plan(config: ProxyConfig, gate: Gate | None, path: str) -> DnsPlan | None:
+    if config.dns is None:
+        return None
+    if gate is None:
+        raise ConfigError(path, "dns", "it goes with a policy, which says what may be asked for")
+    from enclavekit_pf_proxy.resolver.service import DnsPlan
+
+    listen = parse_address(config.dns.listen, "tcp")
+    if not isinstance(listen, TcpAddress):
+        raise ConfigError(path, "dns.listen", f"{config.dns.listen!r} is not HOST:PORT")
+    return DnsPlan(listen, tuple(parse_address(text, "vsock") for text in config.dns.upstreams), config.dns.timeout_s)
 
 
 def _to_service(listener: ListenerConfig, defaults: LimitsConfig, source: str) -> Service:

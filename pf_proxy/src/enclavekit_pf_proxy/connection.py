@@ -8,6 +8,7 @@ import errno
 import os
 import select
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from enclavekit_core.address import Address, TcpAddress, VsockAddress
@@ -25,6 +26,7 @@ from enclavekit_pf_proxy.wire.request import REPLY, Request, Status, decode_repl
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.frontend import Frontend
+    from enclavekit_pf_proxy.policy.first_bytes import FirstBytes, Shown
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 BOTH = READABLE | select.EPOLLOUT
@@ -34,6 +36,7 @@ CLIENT, UPSTREAM = 0, 1
 
 class Phase(enum.Enum):
     OPENING = "waiting for its header"
+    INSPECTING = "waiting for its first bytes"
     DIALLING = "connecting to its upstream"
     ASKING = "waiting for the upstream's answer"
     RELAYING = "relaying"
@@ -47,6 +50,7 @@ class Connection:
         "_deadline",
         "_decoder",
         "_destination",
+        "_first",
         "_header",
         "_loop",
         "_opening",
@@ -73,6 +77,7 @@ class Connection:
         self._opening = Opening()
         self._destination: TcpAddress | None = None
         self._decoder: OpeningDecoder | None = None
+        self._first: FirstBytes | None = None
         self._header: Header | None = None
         self._upstream: socket.socket | None = None
         self._relay: Relay | None = None
@@ -84,7 +89,7 @@ class Connection:
 
     def start(self, now: float) -> None:
         """Go as far as it goes without waiting."""
-        prepare_socket(self.client, self.service.limits.keepalive_s)
+        self.client.setblocking(False)  # the rest it has from its listener
         from_header = self.service.mode is Mode.VSOCK_TO_IP_TRANSPARENT
         if not (from_header or self.service.accept_proxy):
             self._open(Opening(), now)
@@ -105,6 +110,8 @@ class Connection:
                 return self._pump(now)
             case Phase.OPENING:
                 self._read_opening(now)
+            case Phase.INSPECTING:
+                self._inspect(now)
             case Phase.DIALLING:
                 self._finish_dialling(now)
             case Phase.ASKING:
@@ -118,6 +125,9 @@ class Connection:
             return self._deadline
         if self.phase is Phase.OPENING:
             self.refuse("its header did not come in time", Status.TIMED_OUT)
+        elif self.phase is Phase.INSPECTING:
+            assert self._first is not None
+            self._ask_gate(self._first.give_up(), now)
         elif self.phase is not Phase.CLOSED:
             self.refuse(f"cannot connect to {self.target}: timed out", Status.TIMED_OUT)
         return None
@@ -158,7 +168,10 @@ class Connection:
         except (OSError, EnclavekitError) as exc:
             self.refuse(describe_cause(exc), Status.FAILED)
             return
-        self._dial(now)
+        if self.service.gate is None:
+            self._dial(now)
+        else:
+            self._ask_gate(None, now)
 
     def _find_target(self, opening: Opening) -> Address:
         """Return what to connect to. Raises OSError, TransportError."""
@@ -181,6 +194,42 @@ class Connection:
                     raise TransportError("connect to", self._destination, reason)
         assert upstream is not None
         return upstream.at(offset if upstream.ports > 1 else 0)
+
+    # policy
+
+    def _ask_gate(self, shown: Shown | None, now: float) -> None:
+        """Go on if the policy allows it; `shown` is what the first bytes show, None before anybody looked."""
+        assert self.service.gate is not None and self._destination is not None
+        decision = self.service.gate.decide(self._destination, shown, self.number)
+        if decision.needs_bytes:
+            self.phase, self._first = Phase.INSPECTING, self.service.gate.begin_inspection()
+            self._set_deadline(now + self.service.limits.inspect_timeout_s)
+            self._loop.watch(self.client.fileno(), self, CLIENT, READABLE)
+            if self._opening.rest:
+                self._loop.enqueue(self)
+            return
+        if self._first is not None:
+            self._loop.forget(self.client.fileno())
+            self._opening = replace(self._opening, rest=self._first.data)
+            self._first = None
+        if decision.is_allowed:
+            self._dial(now)
+        else:
+            self.refuse(f"cannot connect to {self._destination}: {decision.reason.value}", Status.DENIED, logged=True)
+
+    def _inspect(self, now: float) -> None:
+        assert self._first is not None
+        shown = self._first.feed(self._opening.rest) if not self._first.data else None
+        try:
+            while shown is None:
+                data = self.client.recv(OPENING_READ_BYTES)
+                shown = self._first.feed(data) if data else self._first.give_up()
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self.refuse(describe_cause(exc), Status.FAILED)
+            return
+        self._ask_gate(shown, now)
 
     # upstream
 
@@ -403,11 +452,12 @@ class Connection:
 
     # ends
 
-    def refuse(self, cause: str, status: Status) -> None:
-        """Close before anything was relayed; tell the client as far as it can be told."""
+    def refuse(self, cause: str, status: Status, *, logged: bool = False) -> None:
+        """Close before anything was relayed; tell the client as far as it can be told. `logged`: the log has it."""
         opening, decoder = self._opening, self._decoder
         where = {} if self.target is None else {"upstream": str(self.target)}
-        self.frontend.log.warning("refused", conn=f"{self.number:016x}", peer=self.peer.text, cause=cause, **where)
+        write = self.frontend.log.debug if logged else self.frontend.log.warning
+        write("refused", conn=f"{self.number:016x}", peer=self.peer.text, cause=cause, **where)
         self.frontend.totals.refused += 1
         told = False
         if opening.wants_reply or (decoder is not None and decoder.wants_reply):

@@ -16,7 +16,7 @@ from enclavekit_core.peers import Peer
 from enclavekit_core.streams import Listener
 
 from enclavekit_pf_proxy.connection import Connection
-from enclavekit_pf_proxy.relay import close_socket
+from enclavekit_pf_proxy.relay import close_socket, prepare_socket
 from enclavekit_pf_proxy.service import Service
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Frontend:
         self._accepting = False
         self._paused_until = 0.0
         self._closed = False
-        listener.socket.setblocking(False)
+        prepare_socket(listener.socket, service.limits.keepalive_s)  # what is accepted inherits TCP's options
         self.update()
 
     def notice(self, index: int, mask: int) -> None:

@@ -22,6 +22,8 @@ class Limits:
     """How long the upstream may take to accept."""
     header_timeout_s: float = 10.0
     """How long a peer may take for the header that is expected of it."""
+    inspect_timeout_s: float = 5.0
+    """How long an app may take for the first bytes that a policy wants to see."""
     idle_timeout_s: float = 300.0
     """Close a relay after this long with no bytes either way; long enough for a long poll. 0: never."""
     half_close_timeout_s: float = 120.0

@@ -43,7 +43,7 @@ class Loop:
         self._closed = False
         self._watched: dict[int, tuple[Task, int]] = {}
         self._ready: dict[Task, None] = {}  # ordered: who waited longest goes first
-        self.on_wake: Callable[[], None] = lambda: None
+        self.on_wake: list[Callable[[], None]] = []
         """Called in the loop after `wake`."""
         self.epoll.register(self._wakeup, select.EPOLLIN)
 
@@ -95,7 +95,8 @@ class Loop:
                 os.eventfd_read(self._wakeup)
                 woken = True
         if woken:
-            self.on_wake()
+            for call in self.on_wake:
+                call()
         now = time.monotonic()
         for task in list(ready):
             # popped first: a task may enqueue itself

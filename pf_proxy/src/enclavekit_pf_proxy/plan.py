@@ -5,11 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from enclavekit_core.errors import ConfigError
 
 from enclavekit_pf_proxy.limits import Limits, descriptors_for
 from enclavekit_pf_proxy.service import Service
+
+if TYPE_CHECKING:
+    from enclavekit_pf_proxy.policy.gate import Gate
+    from enclavekit_pf_proxy.resolver.service import DnsPlan
 
 MAX_WORKERS = 64
 
@@ -20,11 +25,17 @@ class Plan:
     workers: int = 1
     """Processes that share each listener."""
     drain_timeout_s: float = Limits().drain_timeout_s
+    gate: Gate | None = None
+    """The policy of all services that have one."""
+    dns: DnsPlan | None = None
 
     def check(self, source: str) -> None:
         """Raise ConfigError, which names `source`."""
         if not 1 <= self.workers <= MAX_WORKERS:
             raise ConfigError(source, "workers", f"it is not from 1 to {MAX_WORKERS}")
+        if self.gate is not None and self.workers > 1:
+            reason = "with a policy there is one: it must have seen the DNS answer that led to a connection"
+            raise ConfigError(source, "workers", reason)
         seen: set[str] = set()
         for service in self.services:
             for offset in range(service.listen.ports):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from enclavekit_core.address import Address, TcpAddress, VsockAddress
 from enclavekit_core.logs import get_logger
@@ -36,7 +36,7 @@ class Server:
         self.loop = Loop()
         self.shared = Shared()
         self.dialer = Dialer(self.loop.wake)
-        self.loop.on_wake = self.dialer.deliver
+        self.loop.on_wake.append(self.dialer.deliver)
         self._drain_timeout_s = drain_timeout_s
         self._numbers = secrets.randbits(64)
         self._speak_v1: dict[Address, float] = {}
@@ -46,6 +46,8 @@ class Server:
         self._drain_until: float | None = None
         self._frontends: list[Frontend] = []
         self._occupancies: list[Occupancy] = []
+        self.when_stopping: list[Callable[[], None]] = []
+        """Called when nothing is accepted any more, and at the end."""
         self.log = get_logger("pf-proxy")
         for service, listeners in opened:
             occupancy = Occupancy()
@@ -104,8 +106,7 @@ class Server:
             return False
         if self._listening:
             self._listening = False
-            for frontend in self._frontends:
-                frontend.stop()
+            self._stop_accepting()
             self.log.info("stopping", connections=self._count())
         now = time.monotonic()
         if self._stops and self._drain_until is None:
@@ -116,9 +117,14 @@ class Server:
     def _count(self) -> int:
         return sum(len(occupancy.connections) for occupancy in self._occupancies)
 
-    def _close(self) -> None:
+    def _stop_accepting(self) -> None:
         for frontend in self._frontends:
             frontend.stop()
+        for call in self.when_stopping:
+            call()
+
+    def _close(self) -> None:
+        self._stop_accepting()
         for occupancy in self._occupancies:
             for connection in list(occupancy.connections):
                 connection.close(reset=True)

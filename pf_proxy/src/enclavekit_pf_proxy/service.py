@@ -6,6 +6,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from enclavekit_core.address import (
     CID_ANY,
@@ -22,8 +23,10 @@ from enclavekit_core.errors import ConfigError
 from enclavekit_pf_proxy.destinations import DestinationRules
 from enclavekit_pf_proxy.limits import Limits
 
+if TYPE_CHECKING:
+    from enclavekit_pf_proxy.policy.gate import Gate
+
 MAX_PORTS = 4096  # in one range; each is a socket
-ENCLAVE_PORTS = 0xFFFF  # a TCP port as a vsock port
 
 
 class Mode(enum.Enum):
@@ -90,6 +93,8 @@ class Service:
     """Version of the PROXY header that the upstream gets; 0: none."""
     destinations: DestinationRules = field(default_factory=DestinationRules)
     """Where `vsock-to-ip-transparent` may connect to."""
+    gate: Gate | None = None
+    """What decides on each connection of `ip-to-vsock-transparent`; None: nothing does."""
 
     @property
     def text(self) -> str:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from enclavekit_core.address import Address, TcpAddress, UnixAddress
 from enclavekit_core.errors import EnclavekitError
@@ -25,6 +26,9 @@ from enclavekit_core.streams import Listener
 from enclavekit_pf_proxy.plan import Plan, share
 from enclavekit_pf_proxy.server import Opened, Server
 from enclavekit_pf_proxy.service import Service
+
+if TYPE_CHECKING:
+    from enclavekit_pf_proxy.resolver.service import DnsSockets
 
 RESTART_S = 1.0  # between two starts of one worker: a fault that is there at once is not met in a spin
 BACKLOG = 1024  # for a whole range of clients that connect at once; the kernel's somaxconn may be less
@@ -57,6 +61,8 @@ class Supervisor:
         self._generation = 0
         self._missing: dict[int, float] = {}  # worker -> when to start it
         self._stopping = False
+        self._dns: DnsSockets | None = None
+        self._dns_listen: TcpAddress | None = None
         self._fresh: list[Address] = []
         self._plan = prepare(load())
 
@@ -73,6 +79,8 @@ class Supervisor:
                 _signal(pid, signal.SIGKILL)
             for listener in self._listeners.values():
                 listener.close()
+            if self._dns is not None:
+                self._dns.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return 0
 
@@ -148,12 +156,31 @@ class Supervisor:
             for listener in opened.values():
                 listener.close()
             raise
+        try:
+            self._open_dns(plan)
+        except EnclavekitError:
+            for listener in opened.values():
+                listener.close()
+            raise
         # sockets of an address that stays are kept even if workers become fewer: clients may wait in their queues
         wanted = {key[0] for key, _ in _keys_of(plan)}
         for key in [key for key in self._listeners if key[0] not in wanted]:
             self._listeners.pop(key).close()
         self._listeners.update(opened)
         self._fresh = [listener.bound_address for key, listener in opened.items() if key[1] == 0]
+
+    def _open_dns(self, plan: Plan) -> None:
+        wanted = plan.dns.listen if plan.dns is not None else None
+        if wanted == self._dns_listen:
+            return
+        fresh = None
+        if wanted is not None:
+            from enclavekit_pf_proxy.resolver.service import open_sockets
+
+            fresh = open_sockets(wanted)
+        if self._dns is not None:
+            self._dns.close()
+        self._dns, self._dns_listen = fresh, wanted
 
     # workers
 
@@ -199,6 +226,8 @@ class Supervisor:
             if key not in mine:
                 listener.close()
         server = Server(opened, self._plan.drain_timeout_s)
+        if self._dns is not None:
+            _serve_dns(server, self._dns, self._plan)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         signal.signal(RETIRE, lambda *_: server.retire())
@@ -210,6 +239,13 @@ class Supervisor:
     def _serves(self, index: int, service: Service, key: Key) -> bool:
         """Say whether worker `index` accepts from the socket: all do from one that is shared."""
         return not isinstance(service.listen.first, TcpAddress) or key[1] % self._plan.workers == index
+
+
+def _serve_dns(server: Server, sockets: DnsSockets, plan: Plan) -> None:
+    from enclavekit_pf_proxy.resolver.service import DnsService
+
+    assert plan.gate is not None and plan.dns is not None
+    server.when_stopping.append(DnsService(server.loop, sockets, plan.gate, plan.dns).stop)
 
 
 def _keys_of(plan: Plan) -> list[tuple[Key, Address]]:
