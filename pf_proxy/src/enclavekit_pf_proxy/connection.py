@@ -15,13 +15,13 @@ from enclavekit_core.address import Address, TcpAddress, VsockAddress
 from enclavekit_core.errors import EnclavekitError, RemoteProtocolError, TransportError, describe_cause
 from enclavekit_core.peers import Peer
 
+from enclavekit_pf_proxy.announcement import encode_proxied, find_source
 from enclavekit_pf_proxy.dialer import status_of
 from enclavekit_pf_proxy.original_destination import plain_address, read_original
 from enclavekit_pf_proxy.relay import Relay, close_socket, prepare_socket
 from enclavekit_pf_proxy.service import Header, Mode
 from enclavekit_pf_proxy.wire.destination import encode_destination
 from enclavekit_pf_proxy.wire.opening import Opening, OpeningDecoder
-from enclavekit_pf_proxy.wire.proxy_protocol import Proxied, encode_v1, encode_v2
 from enclavekit_pf_proxy.wire.request import REPLY, Request, Status, decode_reply, encode_reply, encode_request
 
 if TYPE_CHECKING:
@@ -290,14 +290,14 @@ class Connection:
         assert self._upstream is not None
         prepare_socket(self._upstream, self.service.limits.keepalive_s)
         if self.service.mode is not Mode.IP_TO_VSOCK_TRANSPARENT:
-            self._relay_with(self._encode_proxied(), now)
+            self._relay_with(encode_proxied(self.service.send_proxy, self.client, self._opening), now)
             return
         assert self._destination is not None and self.target is not None
         self._header = self._header or self._server.header_for(self.target, self.service.header)
         if self._header is Header.V1:
             self._relay_with(encode_destination(self._destination), now)
             return
-        message = encode_request(Request(self.number, self._destination, self._source()))
+        message = encode_request(Request(self.number, self._destination, find_source(self.client, self._opening)))
         try:
             sent = self._upstream.send(message)
         except OSError as exc:
@@ -310,34 +310,6 @@ class Connection:
         self._watch(self._upstream, UPSTREAM)
         # the other end connects before it answers
         self._set_deadline(now + self.service.limits.connect_timeout_s + self.service.limits.header_timeout_s)
-
-    def _encode_proxied(self) -> bytes:
-        if not self.service.send_proxy:
-            return b""
-        proxied = self._opening.proxied or Proxied(self._source(), self._accepted_at())
-        return (encode_v1 if self.service.send_proxy == 1 else encode_v2)(proxied)
-
-    def _source(self) -> TcpAddress | None:
-        """Return who really connected, as far as anybody said so."""
-        if self._opening.proxied is not None and self._opening.proxied.source is not None:
-            return self._opening.proxied.source
-        if self._opening.source is not None:
-            return self._opening.source
-        if self.client.family not in (socket.AF_INET, socket.AF_INET6):
-            return None
-        try:
-            name = self.client.getpeername()
-        except OSError:
-            return None
-        return TcpAddress(name[0].partition("%")[0], name[1])
-
-    def _accepted_at(self) -> TcpAddress | None:
-        if self._destination is not None:
-            return self._destination
-        if self.client.family not in (socket.AF_INET, socket.AF_INET6):
-            return None
-        name = self.client.getsockname()
-        return TcpAddress(name[0].partition("%")[0], name[1])
 
     def _read_reply(self, now: float) -> None:
         assert self._upstream is not None
