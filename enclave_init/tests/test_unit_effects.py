@@ -313,11 +313,19 @@ def test_cgroups_bound_what_a_unit_uses(make_machine):
 
 def test_heartbeat_waits_for_its_units(make_machine):
     machine = make_machine()
-    machine.unit("ready", sh("cat /out/beat 2>/dev/null || echo none yet") + ONCE + "HeartbeatWaits = true\n")
-    machine.listen(lambda data: (machine.out / "beat").write_text("beat") and data)
-    machine.unit("app", sh("while ! [ -e /out/beat ]; do sleep 0.01; done; exit 4") + OVER)
-    assert machine.boot().wait()["exit_status"] == 4
-    assert machine.heartbeat.received == [b"\xb7"] and machine.log("ready") == ["none yet"]
+    came_after = []
+
+    def answer(data):
+        came_after.append((machine.out / "up").exists())
+        return data
+
+    machine.listen(answer)
+    machine.unit("ready", sh("sleep 0.2; touch /out/up") + ONCE + "HeartbeatWaits = true\n")
+    machine.unit("app", sh("exec sleep 1000"))
+    machine.boot()
+    assert machine.heartbeat.wait() == b"\xb7" and came_after == [True]
+    os.kill(machine.pid1, signal.SIGTERM)
+    assert "SIGTERM" in machine.wait()["reason"]
 
 
 def test_unit_that_the_heartbeat_waits_for_and_that_fails_ends_the_boot(make_machine):
