@@ -203,6 +203,8 @@ def test_parent_in_the_middle_is_found_out(inside):
         ):
             for source, sink in ((ours, theirs), (theirs, ours)) * 4:
                 passed.append(source.recv(65536))
+                if not passed[-1]:
+                    return
                 sink.sendall(passed[-1])
 
     with socket.socket(socket.AF_UNIX) as listener:
