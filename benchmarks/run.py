@@ -3,7 +3,7 @@
 """`./dev bench`: run the benchmarks, print their figures with the machine's description, optionally as JSON.
 
 Absolute times on shared machines mean little, so a benchmark that has a peer runs it in the same process of
-measurement and gives the ratio; a target that an issue names is printed beside its figure.
+measurement and gives the ratio; a target is printed beside its figure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Figure:
     """ours / peer's, in the direction in which more is better for us."""
 
 
-BENCHMARKS = ("app", "copies", "ecvrf", "eif", "enclave", "init", "relay", "vsock")
+BENCHMARKS = tuple(sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")))
 
 
 def describe_machine() -> dict[str, object]:

@@ -30,6 +30,8 @@ PURE = [
     "libs/nsm/src/enclavekit_nsm/messages.py",
     "libs/attestation/src/enclavekit_attestation/document.py",
     "libs/attestation/src/enclavekit_attestation/evidence_exchange.py",
+    "libs/attestation/src/enclavekit_attestation/file_claim.py",
+    "libs/attestation/src/enclavekit_attestation/manifest_proof.py",
     "libs/attestation/src/enclavekit_attestation/measurement.py",
     "libs/attestation/src/enclavekit_attestation/report.py",
     "libs/attestation/src/enclavekit_attestation/user_data.py",
@@ -59,6 +61,18 @@ PURE = [
     "pipeline/src/enclavekit_pipeline/wire/tree_sender.py",
     "pipeline/src/enclavekit_pipeline/wire/liveness.py",
     "pipeline/src/enclavekit_pipeline/wire/numbering.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/claims.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/fair_queue.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/manifest.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/messages.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/metrics.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/openapi.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/page.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/paths.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/records.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/requests.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/routes.py",
+    "ra_web_srv/src/enclavekit_ra_web_srv/views.py",
     "fs_monitor/src/enclavekit_fs_monitor/inotify_events.py",
     "fs_monitor/src/enclavekit_fs_monitor/file_state.py",
     "fs_monitor/src/enclavekit_fs_monitor/tracker.py",
@@ -81,7 +95,24 @@ PURE = [
     "enclave_init/src/enclavekit_enclave_init/logs/line_queue.py",
     "enclave_init/src/enclavekit_enclave_init/logs/redaction.py",
     "enclave_init/src/enclavekit_enclave_init/logs/ring.py",
+    "pf_proxy/src/enclavekit_pf_proxy/destinations.py",
     "pf_proxy/src/enclavekit_pf_proxy/half_close.py",
+    "pf_proxy/src/enclavekit_pf_proxy/plan.py",
+    "pf_proxy/src/enclavekit_pf_proxy/policy/answers.py",
+    "pf_proxy/src/enclavekit_pf_proxy/policy/client_hello.py",
+    "pf_proxy/src/enclavekit_pf_proxy/policy/decision.py",
+    "pf_proxy/src/enclavekit_pf_proxy/policy/first_bytes.py",
+    "pf_proxy/src/enclavekit_pf_proxy/policy/learning.py",
+    "pf_proxy/src/enclavekit_pf_proxy/policy/model.py",
+    "pf_proxy/src/enclavekit_pf_proxy/policy/names.py",
+    "pf_proxy/src/enclavekit_pf_proxy/resolver/cache.py",
+    "pf_proxy/src/enclavekit_pf_proxy/resolver/vetting.py",
+    "pf_proxy/src/enclavekit_pf_proxy/service.py",
+    "pf_proxy/src/enclavekit_pf_proxy/timers.py",
+    "pf_proxy/src/enclavekit_pf_proxy/wire/destination.py",
+    "pf_proxy/src/enclavekit_pf_proxy/wire/opening.py",
+    "pf_proxy/src/enclavekit_pf_proxy/wire/proxy_protocol.py",
+    "pf_proxy/src/enclavekit_pf_proxy/wire/request.py",
     "enclave_init/src/enclavekit_enclave_init/units.py",
     "enclave_init/src/enclavekit_enclave_init/supervisor.py",
     "enclave_init/src/enclavekit_enclave_init/operations.py",
@@ -153,9 +184,8 @@ def test_imports_go_from_services_to_libs_only(member):
 @pytest.mark.parametrize("member", MEMBERS)
 def test_imports_are_declared_dependencies(member):
     project = tomllib.loads((ROOT / member / "pyproject.toml").read_text())["project"]
-    names = {name.partition(">")[0].partition("[")[0] for name in project["dependencies"]}
-    # what a part needs on one side only; it imports that where it is used
-    names |= {name.partition(">")[0] for extra in project.get("optional-dependencies", {}).values() for name in extra}
+    optional = [name for group in project.get("optional-dependencies", {}).values() for name in group]
+    names = {name.partition(">")[0].partition("[")[0] for name in [*project["dependencies"], *optional]}
     declared = {name.removeprefix("enclavekit-") if name == "enclavekit-ecvrf" else name for name in names}
     declared = {name.replace("-", "_") for name in declared}
     for path in (ROOT / member / "src").rglob("*.py"):

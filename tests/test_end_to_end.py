@@ -123,10 +123,9 @@ def test_evidence_proves_image_key_and_file(shell, enclave, ra, measurements):
     document = shell.json(*curl, f"{ra}/doc/?path=/data/doc.bin&view=bin_hex")
     (shell.directory / "doc.cbor").write_bytes(bytes.fromhex(document["att_doc"]))
     claim = shell.json(*verify[:2], "doc.cbor", *verify[3:], "--json")
-    assert json.loads(bytes.fromhex(claim["user_data"])) == {
-        "file_path": "/data/doc.bin",
-        "sha3_hash": found["sha3_hash"],
-    }
+    names = ("file_path", "sha3_hash", "vrf_proof", "vrf_cipher_suite")
+    assert json.loads(bytes.fromhex(claim["user_data"])) == {name: document[name] for name in names}
+    assert (document["file_path"], document["sha3_hash"]) == ("/data/doc.bin", found["sha3_hash"])
     assert shell.json(*curl, f"{ra}/pcrs/")["pcrs"]["0"] == measurements["PCR0"]
     assert shell.json(*curl, f"{ra}/nsm_desc")["digest"] == "SHA384"
 
@@ -164,12 +163,23 @@ def test_client_talks_to_the_enclave_only_when_it_proves_itself(shell, enclave, 
 
 
 def test_file_is_attested_before_anybody_asks(shell, enclave, ra):
-    """Copied in, and nothing else done: the document about it is older than one that is asked for only then."""
+    """Copied in, and nothing else done: the document about it is older than the question.
+
+    Before that question nothing is on the way any more: fs-monitor has no work, the attestation server has heard of
+    each of its files, and none of them waits for its document.
+    """
     curl = ["curl", "-sSfk", "--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
-    before = shell.json(*curl, f"{ra}/health")["attested_ahead"]
+    monitor = enclave.pipeline("exec", "--system", enclave.cid, "--", "fs-monitor")
     (shell.directory / "ahead.bin").write_bytes(DATA)
     shell.run(*enclave.pipeline("cp", "ahead.bin", f"{enclave.cid}:/data/ahead.bin"))
-    while shell.json(*curl, f"{ra}/health")["attested_ahead"] == before:
+
+    def is_at_rest():
+        status, health = shell.json(*monitor, "status", "--wait", "--json"), shell.json(*curl, f"{ra}/health")
+        closed = status["files"].pop("closed")
+        is_published = status["bus"]["to_write"] == 0 and not any(status["files"].values())
+        return is_published and (health["files_on_bus"], health["to_attest"]) == (closed, 0)
+
+    while shell.run(*monitor, "hash", "/data/ahead.bin", expect=None).returncode or not is_at_rest():
         pass
 
     def timestamp(query):
@@ -178,6 +188,21 @@ def test_file_is_attested_before_anybody_asks(shell, enclave, ra):
 
     now = timestamp(f"nonce={secrets.token_hex(20)}")
     assert timestamp("") < now
+
+
+def test_file_in_the_enclave_is_proven_to_be_ours(shell, enclave, ra):
+    (shell.directory / "ours.bin").write_bytes(DATA)
+    shell.run(*enclave.pipeline("cp", "ours.bin", f"{enclave.cid}:/data/ours.bin"))
+    curl = ["curl", "-sSfk", "--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    shell.run(*curl, f"{ra}/hash/?path=/data/ours.bin")  # fs-monitor has told of it
+    prove = ["attest", "file", "--url", ra, "/data/ours.bin", "--measurements", "pcrs.json"]
+    trust = ["--insecure-dev-root", enclave.dev_root]
+    verdict = shell.json(*prove, "--expect", "ours.bin", *trust, "--json")
+    assert [step["name"] for step in verdict["steps"]][-2:] == ["file", "vrf"]
+    assert all(step["passed"] for step in verdict["steps"])
+    (shell.directory / "changed.bin").write_bytes(DATA + b"!")
+    shell.refusal(*prove, "--expect", "changed.bin", *trust, expect=20)
+    shell.refusal(*prove, "--expect", "ours.bin", expect=12)
 
 
 def test_monitor_in_the_enclave_becomes_ready(enclave):

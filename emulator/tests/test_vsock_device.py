@@ -250,7 +250,7 @@ def test_many_small_packets_cost_no_more_than_their_bytes():
     bench = Bench()
     sock = bench.connect()
     filler = bytes(4096)
-    while not (link := next(iter(bench.device._links.values()))).pending:  # the socket's own buffer first
+    while not (link := next(iter(bench.device._links.by_key.values()))).pending:  # the socket's own buffer first
         bench.guest.send(bench.packet(Op.RW, length=len(filler)), filler)
         bench.turn()
     tracemalloc.start()
@@ -365,6 +365,6 @@ def test_whatever_a_guest_writes_ends_its_device_at_worst(random_source, count):
         pass
     assert len(bench.guest.memory) == before
     assert bench.device.connections <= 9 + 1
-    for link in bench.device._links.values():
+    for link in bench.device._links.by_key.values():
         assert sum(map(len, link.pending)) <= BUFFER_BYTES
     bench.close()

@@ -82,14 +82,14 @@ class Surrounded:
         assert self.outer[: self.margin] == self.outer[end:] == SECRET * (self.margin // len(SECRET))
         device = self.bench.device
         assert device.connections <= MAX_CONNECTIONS and len(device._resets) <= MAX_WAITING_RESETS
-        assert len(device._by_fd) <= device.connections and len(device._to_say) <= device.connections
-        for link in device._links.values():
+        assert len(device._links.by_fd) <= device.connections and len(device._links.to_say) <= device.connections
+        for link in device._links.by_key.values():
             assert len(link.pending) <= BUFFER_BYTES and len(link.connection.still_to_say) <= 5
             assert link.sock is not None or not link.pending
 
     def close(self):
         self.bench.close()
-        assert self.bench.device.connections == 0 and not self.bench.device._by_fd
+        assert self.bench.device.connections == 0 and not self.bench.device._links.by_fd
 
 
 def random_packet(source, noise=0.005):

@@ -52,8 +52,15 @@ class Churn:
     def map(self):
         with open(self.path(), "r+b") as out:
             mapping = mmap.mmap(out.fileno(), 0)
-        mapping[:1] = self.chosen.randbytes(1)
+        value = self.chosen.randbytes(1)
+        child = os.fork()
+        if not child:
+            try:
+                mapping[:1] = value  # SIGBUS if another has emptied the file meanwhile: the end of this process only
+            finally:
+                os._exit(0)
         mapping.close()
+        os.waitpid(child, 0)
 
     def rename(self):
         os.rename(self.path(), self.path())

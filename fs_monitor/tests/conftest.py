@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 import pytest
 from enclavekit_core import bus_setup
@@ -22,6 +22,7 @@ from enclavekit_core.bus_setup import credentials_path
 from enclavekit_core.errors import TransportError
 from enclavekit_core.file_record import decode_record
 from enclavekit_fs_monitor import control_client
+from nats.errors import Error
 
 TIMEOUT_S = 60.0
 MAX_QUEUED_EVENTS = "/proc/sys/fs/inotify/max_queued_events"
@@ -67,14 +68,19 @@ class Nats:
         found = {BUCKET_HASHES: {}, BUCKET_RECORDS: {}}
 
         async def follow_bucket(name):
-            async for entry in follow(await bus.bucket(name, create=True)):
-                changes.put_nowait((name, entry))
+            try:
+                async for entry in follow(await bus.bucket(name, create=True)):
+                    changes.put_nowait((name, entry))
+            except (Error, TimeoutError, OSError) as exc:
+                changes.put_nowait((name, exc))
 
         tasks = [asyncio.ensure_future(follow_bucket(name)) for name in found]
         unlisted = len(tasks)
         try:
             while True:
                 name, entry = await changes.get()
+                if isinstance(entry, Exception):
+                    raise entry
                 if entry is None:
                     unlisted -= 1
                 elif entry.value is None:
@@ -91,8 +97,13 @@ class Nats:
             await bus.close()
 
     def until(self, accept, describe):
+        async def wait():
+            while True:
+                with contextlib.suppress(Error, TimeoutError, OSError):  # a cluster is choosing its leader
+                    return await self.wait_for(accept)
+
         try:
-            return asyncio.run(asyncio.wait_for(self.wait_for(accept), TIMEOUT_S))
+            return asyncio.run(asyncio.wait_for(wait(), TIMEOUT_S))
         except TimeoutError:
             raise AssertionError(describe()) from None
 
@@ -184,6 +195,13 @@ class Monitor:
     def status(self):
         return control_client.ask(self.socket, "/status")
 
+    def until_status(self, accept):
+        """Return the first status that `accept` takes; each look waits for the one before it to have been answered."""
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while not accept(status := self.status()):
+            assert time.monotonic() < deadline_s, status
+        return status
+
     def stop(self, number=signal.SIGTERM):
         self.process.send_signal(number)
         return self.process.wait(TIMEOUT_S)
@@ -228,24 +246,37 @@ def monitor(start_monitor, tree):
     return started
 
 
+# A process of its own, and of its own session: whatever becomes of the test, this one sees its standard input end and
+# puts the setting back. What was there before stays in the lock file until then, should this one be killed as well.
+SHORTEN = """
+import fcntl, sys
+_, setting, lock, limit = sys.argv
+with open(lock, "a+") as lock, open(setting, "r+") as setting:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.seek(0)
+    before = lock.read() or setting.read()
+    lock.seek(0), lock.truncate(), lock.write(before), lock.flush()
+    def put(value):
+        setting.seek(0), setting.write(value), setting.flush()
+    try:
+        put(limit)
+        print("short", flush=True)
+        sys.stdin.read()
+    finally:
+        put(before)
+        lock.seek(0), lock.truncate()
+"""
+
+
 @contextlib.contextmanager
 def short_event_queues(limit=16):
     """Inotify instances that are made meanwhile hold so many events; skips where that cannot be set.
 
     The limit is the machine's, so it is held for as long as one process needs to start, and by one test at a time.
     """
-    try:
-        with open(MAX_QUEUED_EVENTS, "r+") as setting, open(os.path.join(tempfile.gettempdir(), LOCK), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            before = setting.read()
-            setting.seek(0)
-            setting.write(f"{limit}\n")
-            setting.flush()
-            try:
-                yield
-            finally:
-                setting.seek(0)
-                setting.write(before)
-                setting.flush()
-    except PermissionError as exc:
-        pytest.skip(f"cannot set fs.inotify.max_queued_events: {exc.strerror}")
+    if not os.access(MAX_QUEUED_EVENTS, os.W_OK):
+        pytest.skip("cannot set fs.inotify.max_queued_events")
+    argv = [sys.executable, "-c", SHORTEN, MAX_QUEUED_EVENTS, os.path.join(tempfile.gettempdir(), LOCK), f"{limit}\n"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as holder:
+        assert holder.stdout.readline() == b"short\n"
+        yield

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import subprocess
 import sys
+from pathlib import Path
 
+import msgspec
 import pytest
 from enclavekit_fs_monitor.cli import build_parser
+from enclavekit_fs_monitor.config import Config
 
 
 def run(*flags):
@@ -54,3 +57,15 @@ def test_bad_configuration_is_refused(tmp_path, text, message):
     done = run("-c", str(tmp_path / "c.yaml"))
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_readme_has_every_flag_key_and_default():
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    flags = [flag for action in build_parser()._actions for flag in action.option_strings if flag.startswith("--")]
+    assert [flag for flag in flags if f"`{flag}`" not in text] == ["--help"]
+    for field in msgspec.structs.fields(Config):
+        row = next(line for line in text.splitlines() if f"| `{field.name}` |" in line)
+        values = field.default if isinstance(field.default, tuple) else [field.default]
+        for value in values:
+            shown = f"{value:g}" if isinstance(value, float) else str(value or "")
+            assert shown in row.split("|")[3], field.name

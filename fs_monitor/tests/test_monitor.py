@@ -157,6 +157,21 @@ def test_killed_and_started_again(tree, monitor, start_monitor):
     start_monitor().agrees()
 
 
+def test_what_is_on_the_bus_is_not_written_again(tree, start_monitor):
+    for number in range(500):
+        (tree / f"f{number}").write_bytes(b"%d" % number)
+    first = start_monitor()
+    first.command("status", "--wait")
+    assert first.status()["published"] == 500
+    first.stop()
+    (tree / "f7").write_bytes(b"changed")
+    (tree / "f8").unlink()
+    second = start_monitor()
+    second.command("status", "--wait")
+    assert (second.status()["published"], second.status()["files"]["closed"]) == (1, 499)
+    second.agrees()
+
+
 def test_stops_cleanly(monitor):
     assert monitor.stop() == 0
 

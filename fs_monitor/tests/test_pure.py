@@ -2,6 +2,7 @@
 """Decoder, table, tracker, queue and waiting, without a file system."""
 
 import struct
+import tracemalloc
 
 import pytest
 from enclavekit_core.bus import HASH_BYTES
@@ -211,7 +212,11 @@ def test_change_under_one_name_is_looked_for_under_the_others():
 
 @given(st.lists(st.tuples(st.sampled_from([b"/a", b"/b"]), st.sampled_from(list(Happening)), st.integers(0, 3))))
 def test_model_published_hash_is_of_the_last_settled_content(steps):
-    """Against the simplest model: contents are numbers, and what is published is never of an older content."""
+    """Against the simplest model: contents are numbers, and what is published is never of an older content.
+
+    A step is something that the file system does, or the end of one of the attempts that are under way, of the file as
+    it was when that began.
+    """
     tracker, content, published, running, now_s = Tracker(), {}, {}, [], 0.0
     bump = iter(range(1, 10_000))
 
@@ -224,12 +229,19 @@ def test_model_published_hash_is_of_the_last_settled_content(steps):
             else:
                 published.pop(action.path, None)
 
-    def finish(index):
+    def finish(index, outcome):
         path, generation, seen = running.pop(index)
-        if seen is None:
-            perform(tracker.finish(path, generation, Happening.VANISH, now_s))
-        else:
-            perform(tracker.finish(path, generation, Happening.HASHED, now_s, hashed(seen)))
+        outcome = Happening.VANISH if seen is None else outcome
+        result = hashed(seen) if outcome is Happening.HASHED else None
+        perform(tracker.finish(path, generation, outcome, now_s, result))
+
+    def check():
+        for path, seen in content.items():
+            record = tracker.get(path)
+            if record is not None and record.state is State.CLOSED:
+                assert published[path] == seen
+            elif record is None or record.attempts:
+                assert path not in published  # gone, or changed and without a hash: nothing is said about it
 
     for path, happening, index in steps:
         now_s += 0.1
@@ -237,12 +249,40 @@ def test_model_published_hash_is_of_the_last_settled_content(steps):
             content[path] = None if happening is Happening.VANISH else next(bump)
             perform(tracker.observe(path, happening, now_s))
         elif running:
-            finish(index % len(running))
-    perform(tracker.take_due(now_s + MAX_PAUSE_S))
-    while running:
-        finish(0)
-        perform(tracker.take_due(now_s + MAX_PAUSE_S))
+            finish(index % len(running), happening)
+        check()
+        if index == 0:
+            perform(tracker.take_due(now_s))
+    while running or tracker.next_due_s() is not None:
+        now_s += MAX_PAUSE_S
+        perform(tracker.take_due(now_s))
+        while running:
+            finish(0, Happening.HASHED)
+            check()
     assert published == {path: seen for path, seen in content.items() if seen is not None}
+
+
+def test_memory_does_not_grow_with_changes():
+    """A file that is written ten thousand times costs what one costs that was written a thousand times."""
+    tracker, queue, sizes = Tracker(PATIENCE), HashQueue(), []
+    tracemalloc.start()
+    try:
+        for change in range(10_000):
+            for path, outcome in ((b"/log", Happening.HASHED), (b"/gone", Happening.VANISH)):
+                tracker.observe(path, Happening.WRITE, change)
+                for action in tracker.observe(path, Happening.SETTLE, change):
+                    queue.put(path, action.generation)
+                    ((_, generation),) = queue.take(1)
+                    result = hashed(change, links=1 + change % 2) if outcome is Happening.HASHED else None
+                    tracker.finish(path, generation, outcome, change, result)
+                    queue.done(path)
+            tracker.take_due(change)
+            if change in (999, 9_999):
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert sizes[1] - sizes[0] < 10_000  # less than one byte for a change
+    assert (len(tracker), len(queue)) == (1, 0)
 
 
 def test_queue_gives_each_path_to_one_worker():

@@ -9,7 +9,7 @@ from enclavekit_core.errors import ConfigError
 from enclavekit_fs_monitor.config import Config, check
 from enclavekit_fs_monitor.ignore_rules import MAX_FILE_BYTES, parse_rules
 from enclavekit_fs_monitor.metrics import Lag, render
-from enclavekit_fs_monitor.mount_table import kernel_mounts
+from enclavekit_fs_monitor.mount_table import concerns, kernel_mounts, parse_mounts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -130,12 +130,24 @@ MOUNTINFO = rb"""22 1 0:20 / /proc rw,nosuid shared:5 - proc proc rw
 
 
 def test_kernel_mounts():
-    assert kernel_mounts(MOUNTINFO) == {b"/proc", b"/data/with blank\\"}
+    assert kernel_mounts(parse_mounts(MOUNTINFO)) == {b"/proc", b"/data/with blank\\"}
 
 
 @given(st.binary(max_size=200))
-def test_kernel_mounts_takes_anything(data):
-    kernel_mounts(data)
+def test_mount_table_may_hold_anything(data):
+    parse_mounts(data)
+
+
+def test_only_mounts_on_the_way_to_a_tree_or_in_it_concern_it():
+    (sysfs,) = (mount for mount in parse_mounts(MOUNTINFO) if mount.point.startswith(b"/data/"))
+    roots = (b"/", b"/data", b"/data/with blank\\", b"/data/with blank\\/below", b"/data/with", b"/other")
+    assert [concerns(sysfs, root) for root in roots] == [True, True, True, True, False, False]
+
+
+def test_mount_with_other_options_is_the_same_mount():
+    again = MOUNTINFO.replace(b"rw,relatime shared:1", b"ro shared:1")
+    assert parse_mounts(again) == parse_mounts(MOUNTINFO)
+    assert parse_mounts(MOUNTINFO.replace(b"24 1 ", b"44 1 ")) != parse_mounts(MOUNTINFO)
 
 
 def test_metrics_format():

@@ -9,14 +9,23 @@ import re
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
+from enclavekit_core.bus import SERVICE_FS_MONITOR
+from enclavekit_core.bus_setup import credentials_path
 from enclavekit_core.errors import EnclavekitError, InputError
 from enclavekit_core.tree_digest import NO_DIGEST, Kind, TreeEntry, digest_of_directory, digest_of_link
 from enclavekit_fs_monitor import control_client, hasher
 from enclavekit_fs_monitor.file_state import Happening
 from enclavekit_fs_monitor.hasher import LARGE_BYTES, Hasher
+from enclavekit_fs_monitor.ignore_rules import parse_rules
+from enclavekit_fs_monitor.inotify import Inotify
+from enclavekit_fs_monitor.root_watch import RootWatch
+from enclavekit_fs_monitor.tracker import Tracker
+from enclavekit_fs_monitor.watch_tree import WatchTree
 
 from .conftest import hashes_of
 
@@ -59,8 +68,7 @@ def test_bad_ignore_file_stops_the_start_but_not_the_service(tree, start_monitor
     monitor.agrees(lambda: expected)
     (tmp_path / "ignore").write_bytes(b"*.tmp\n[z-a]\n")
     (tree / "z.tmp").write_bytes(b"1")
-    while "line 2" not in monitor.status()["ignore"]["error"]:
-        pass
+    monitor.until_status(lambda status: "line 2" in status["ignore"]["error"])
     monitor.agrees(lambda: expected)
     other = start_monitor()
     assert other.process.wait(30) == 2
@@ -111,8 +119,24 @@ def test_hash_finds_names_of_every_kind(tree, monitor):
         path = os.path.join(os.fsencode(tree), name)
         answer = control_client.ask(monitor.socket, "/hash", {"path": os.fsdecode(path)})
         assert (os.fsencode(answer["path"]), answer["sha3_512"]) == (path, found[path].hex())
+        said = monitor.command("hash", path, "--json")
+        assert (os.fsencode(said["path"]), said["sha3_512"]) == (path, found[path].hex())
     line = monitor.command("hash", os.path.join(os.fsencode(tree), b"new\nline"))
     assert line.startswith(b"\\") and line.endswith(b"new\\nline\n")
+
+
+def test_hash_waits_for_a_file_that_is_yet_to_come(tree, monitor, tmp_path):
+    argv = [sys.executable, "-m", "enclavekit_fs_monitor", "hash", "--wait", str(tree / "late"), "--socket"]
+    with subprocess.Popen([*argv, monitor.socket], stdout=subprocess.PIPE) as waiting:
+        with open(tree / "late", "wb") as out:
+            out.write(b"half")
+            out.flush()
+            monitor.until_status(lambda status: status["failed"])
+            assert waiting.poll() is None
+            out.write(b" and half")
+        line, _ = waiting.communicate(timeout=60)
+    assert line.split()[0].decode() == hashes_of(tree)[os.fsencode(tree / "late")].hex()
+    monitor.command("hash", "--wait", str(tmp_path / "outside"), expect=2)  # it cannot come
 
 
 def test_digest_of_a_directory_covers_names_types_and_modes(tree, monitor):
@@ -195,10 +219,8 @@ def test_readiness_waits_for_the_bus_and_is_told_to_the_supervisor(tree, nats, s
         notified.bind(str(tmp_path / "notify"))
         notified.settimeout(60)
         monitor = start_monitor(NOTIFY_SOCKET=str(tmp_path / "notify"))
-        status = monitor.until_answers()
-        while not status["files"]["closed"]:
-            status = monitor.status()
-        assert not status["ready"]
+        monitor.until_answers()
+        assert not monitor.until_status(lambda status: status["files"]["closed"])["ready"]
         assert monitor.command("status", expect=1).startswith(b"not ready")
         nats.start()
         assert notified.recv(100) == b"READY=1"
@@ -206,6 +228,30 @@ def test_readiness_waits_for_the_bus_and_is_told_to_the_supervisor(tree, nats, s
         monitor.agrees()
         assert monitor.stop() == 0
         assert notified.recv(100) == b"STOPPING=1"
+
+
+def test_bus_that_hangs_holds_nothing_else_up(tree, monitor, nats):
+    """It is connected and does not answer, in the middle of a write."""
+    nats.process.send_signal(signal.SIGSTOP)
+    for number in range(20):
+        (tree / f"f{number}").write_bytes(b"%d" % number)
+    monitor.until_status(lambda status: status["files"]["closed"] == 21)
+    known = control_client.ask(monitor.socket, "/hash", {"path": str(tree / "f7")})
+    assert known["sha3_512"] == hashes_of(tree)[os.fsencode(tree / "f7")].hex()
+    nats.process.send_signal(signal.SIGCONT)
+    monitor.agrees()
+
+
+def test_starts_with_no_file_and_no_flag_but_where_its_bus_is(tree, nats, start_monitor):
+    """The tree is where it is started; there is no ignore file, and none is needed."""
+    (tree / "f").write_bytes(b"1")
+    credentials = credentials_path(SERVICE_FS_MONITOR, nats.directory)
+    argv = [sys.executable, "-m", "enclavekit_fs_monitor", "--nats-url", nats.url, "--credentials", credentials]
+    argv += ["--socket", f"unix://{tree.parent}/s"]
+    with subprocess.Popen(argv, cwd=tree, stderr=subprocess.DEVNULL) as process:
+        nats.until(lambda hashes, _: hashes == hashes_of(tree), lambda: "it has not hashed where it was started")
+        process.terminate()
+    assert process.returncode == 0
 
 
 def test_stop_publishes_what_has_just_happened(tree, monitor):
@@ -219,6 +265,33 @@ def test_stop_publishes_what_has_just_happened(tree, monitor):
         lambda hashes, records: hashes == expected and records.keys() == expected.keys(),
         lambda: "not all was published",
     )
+
+
+async def test_what_a_read_has_taken_when_the_stop_comes_is_not_lost(tree):
+    """The stop comes while the thread holds the events that it has just taken from the kernel."""
+    inotify, tracker, seen = Inotify(), Tracker(), []
+    watched = WatchTree(str(tree), inotify, parse_rules(b"", os.fsencode(tree), "ignore"))
+    root = RootWatch(watched, inotify, tracker, lambda sightings: seen.extend(s.path for s in sightings), 0.0)
+    running = asyncio.ensure_future(root.run())
+    await root.first_scan.wait()
+    taken, gate, read = asyncio.Event(), threading.Event(), watched.read
+    loop = asyncio.get_running_loop()
+
+    def read_slowly():
+        observations = read()
+        if observations:
+            loop.call_soon_threadsafe(taken.set)
+            gate.wait()
+        return observations
+
+    watched.read = read_slowly
+    (tree / "last").write_bytes(b"1")
+    await asyncio.wait_for(taken.wait(), 60)
+    root.stop()
+    gate.set()
+    await asyncio.wait_for(running, 60)
+    root.close()
+    assert os.fsencode(tree / "last") in seen
 
 
 def test_stop_without_a_bus_ends_all_the_same(tree, nats, monitor):

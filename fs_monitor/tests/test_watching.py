@@ -28,6 +28,14 @@ def test_mapped_file_is_hashed_once_its_writer_is_gone(tree, monitor):
     monitor.agrees()
 
 
+def test_rename_while_it_is_hashed(tree, monitor):
+    with open(tree / "download.part", "wb") as out:
+        out.truncate(48 << 20)
+    monitor.until_status(lambda status: status["files"]["hashing"])
+    os.rename(tree / "download.part", tree / "download")
+    assert os.fsencode(tree / "download") in monitor.agrees()
+
+
 def test_hash_of_a_file_that_has_a_writer_again_is_taken_back(tree, monitor):
     with open(tree / "first", "ab") as out:
         out.write(b"more")
@@ -180,6 +188,31 @@ def test_directory_that_is_bound_to_two_places(tmp_path, start_monitor):
         monitor.nats.until(
             lambda hashes, _, expected=expected: hashes == expected, lambda expected=expected: str(expected)
         )
+
+
+def test_path_that_is_too_long_for_a_key_is_told_and_harms_nobody(tree, monitor):
+    """Longer than PATH_MAX: made with relative names, and within reach of nobody who has the whole path only."""
+    made = [os.open(tree, os.O_RDONLY)]
+    for _ in range(25):
+        os.mkdir("d" * 200, dir_fd=made[-1])
+        made.append(os.open("d" * 200, os.O_RDONLY, dir_fd=made[-1]))
+    with open(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=made[-1]), "wb") as out:
+        out.write(b"1")
+    (tree / "later").write_bytes(b"2")
+    expected = {path: value for path, value in hashes_of(tree).items() if len(path) < 4096}
+    assert len(expected) == 2
+    monitor.agrees(lambda: expected)
+    monitor.until_status(lambda status: status["roots"][0]["too_long"])
+    os.rename("f", tree / "short", src_dir_fd=made[-1])
+    expected[os.fsencode(tree / "short")] = hashes_of(tree)[os.fsencode(tree / "short")]
+    monitor.agrees(lambda: expected)
+    os.rename(tree / ("d" * 200), tree / "moved")
+    monitor.agrees(lambda: expected)
+    while len(made) > 1:
+        os.close(made.pop())
+        os.rmdir("d" * 200 if len(made) > 1 else "moved", dir_fd=made[-1])
+    os.close(made.pop())
+    monitor.agrees()
 
 
 def test_kill_in_the_middle_of_a_scan_leaves_nothing_wrong(tree, start_monitor):

@@ -10,7 +10,7 @@ import pytest
 from enclavekit_core.address import CID_ANY, CID_PARENT, TcpAddress, VsockAddress
 from enclavekit_core.errors import TransportError
 from enclavekit_core.streams import Listener, connect
-from enclavekit_pf_proxy import Limits, ProxyServer
+from enclavekit_pf_proxy import Limits, ProxyServer, relay
 from enclavekit_pf_proxy.limits import connections_for, descriptors_for
 
 PATIENCE_S = 20.0
@@ -171,3 +171,28 @@ def test_connections_that_fit_the_descriptors():
     assert connections_for(1000, descriptors_for(1000)) == 1000
     assert connections_for(1000, descriptors_for(1000) - 1) == 999
     assert connections_for(1000, 10) == 1
+
+
+@pytest.mark.parametrize("listen", [TCP, VSOCK], ids=["client is TCP", "upstream is TCP"])
+def test_tcp_ends_delay_nothing_and_are_kept_alive(run_proxy, monkeypatch, listen):
+    """As the relay sees its sockets: one of the two ends is TCP in either mode."""
+    seen = []
+    original = relay.Relay.__init__
+
+    def watch(self, client, upstream, *rest):
+        for sock in (client, upstream):
+            if sock.family == socket.AF_INET:
+                options = ((socket.IPPROTO_TCP, socket.TCP_NODELAY), (socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+                idle = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+                seen.append((sock.getblocking(), *(bool(sock.getsockopt(*option)) for option in options), idle))
+        original(self, client, upstream, *rest)
+
+    monkeypatch.setattr(relay.Relay, "__init__", watch)
+    other = VSOCK if listen is TCP else TCP
+    with Listener(other) as upstream, run_proxy(listen, upstream.bound_address, Limits(keepalive_s=77)) as server:
+        client = open_client(server)
+        sock, _ = upstream.accept()
+        with client, sock:
+            client.sendall(b"x")
+            assert sock.recv(1) == b"x"
+    assert seen == [(False, True, True, 77)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feeds the decoder, the handshake and both ends of a connection with frames that are nearly right, as long as told.
 
-    python pipeline/tests/channel_fuzzer.py --seconds 600 [--seed N]
+    python -m pipeline.tests.channel_fuzzer --seconds 600 [--seed N]
 
 Whatever comes in, the outcome must be one of ours: frames, or an EnclavekitError. What is queued must stay within the
 named limits, what waits must wake up, and splitting the bytes otherwise must change nothing.
@@ -9,11 +9,9 @@ named limits, what waits must wake up, and splitting the bytes otherwise must ch
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import sys
-import time
 
 from enclavekit_core.errors import EnclavekitError
 from enclavekit_pipeline.channel.mux import Connection
@@ -34,6 +32,8 @@ from enclavekit_pipeline.wire.frames import (
 from enclavekit_pipeline.wire.handshake import ClientHandshake, ServerHandshake
 from enclavekit_pipeline.wire.numbering import MAX_STREAMS
 from enclavekit_pipeline.wire.requests import decode_request
+
+from .fuzzing import main
 
 KINDS = list(Kind)
 PAYLOADS = (
@@ -210,22 +210,5 @@ def run_one(seed: int) -> None:
     asyncio.run(fuzz_connection(rng, wire))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**48), help="of the first input")
-    args = parser.parse_args()
-    deadline, seed = time.monotonic() + args.seconds, args.seed
-    while time.monotonic() < deadline:
-        try:
-            run_one(seed)
-        except BaseException:
-            print(f"seed {seed}", file=sys.stderr)
-            raise
-        seed += 1
-    print(f"{seed - args.seed} inputs from seed {args.seed}, no failure")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__.partition("\n")[0], run_one))

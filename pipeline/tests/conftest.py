@@ -77,7 +77,7 @@ def listening(inside, clients, cid=CID, flags=()):
     if not view.exists():
         host = inside.environment[fabric.RUNTIME_DIR_VARIABLE]
         os.makedirs(view / "registry")
-        os.makedirs(f"{host}/fabric/{cid}")
+        os.makedirs(f"{host}/fabric/{cid}", exist_ok=True)  # a listener of that CID may have been there before
         os.symlink(f"{host}/fabric", view / "fabric")
         fabric.write_record(str(view / "registry/self.json"), {"cid": cid})
         fabric.write_record(f"{host}/registry/{cid}.json", {"cid": cid, "transport": "fabric"})

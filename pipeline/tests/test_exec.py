@@ -143,6 +143,12 @@ def test_reader_that_leaves_early_is_no_error_of_ours(enclave):
     assert caller.returncode == 141
 
 
+def test_command_may_follow_the_cid(enclave):
+    """As with `docker exec`: from there on every word is the command's."""
+    words = ["-i", "--system", str(CID), "sh", "-c", "cat; echo $0 $1", "-i", "--system"]
+    assert enclave.run("exec", *words, stdin=b"in ").stdout == b"in -i --system\n"
+
+
 def test_flags_may_follow_the_cid(enclave):
     words = [str(CID), "-i", "--system", "-e", "A=b", "--", "sh", "-c", "cat; echo $A -- $1", "sh", "--"]
     assert enclave.run("exec", *words, stdin=b"in ").stdout == b"in b -- --\n"
@@ -189,7 +195,8 @@ def test_what_the_list_does_not_grant_is_refused(enclave, flags, argv):
 
 
 @pytest.mark.parametrize(
-    "words", [[CID, "--"], [CID], [CID, "ls"], ["--port", "x", CID, "--", "ls"], ["here", "--", "ls"]]
+    "words",
+    [[CID, "--"], [CID], [CID, "-i"], [CID, "-i", "ls"], ["--port", "x", CID, "--", "ls"], ["here", "--", "ls"]],
 )
 def test_usage_errors_are_not_the_command_s(enclave, words):
     assert enclave.run("exec", *words).returncode == 255

@@ -5,6 +5,7 @@ Unix sockets are in the app's root."""
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import secrets
 import signal
@@ -18,6 +19,7 @@ from enclavekit_core import fabric
 from enclavekit_core.address import TcpAddress, UnixAddress
 from enclavekit_core.errors import ConfigError, RemoteProtocolError
 from enclavekit_pipeline import Enclave
+from enclavekit_pipeline.host import forward_client
 from enclavekit_pipeline.host.forward_client import Forwarding
 from enclavekit_pipeline.host.forward_rules import Forward, parse_forward
 from enclavekit_pipeline.wire.frames import Frame, Kind
@@ -401,6 +403,65 @@ async def test_program_forwards_both_ways_on_one_session(enclave, short, monkeyp
             with pytest.raises(ConfigError):
                 await entered.forward("nonsense").__aenter__()
     assert not (short / "s").exists()
+
+
+async def test_no_more_connections_than_there_is_room_for(enclave, monkeypatch):
+    """Those beyond wait to be accepted, and are served as others end."""
+    monkeypatch.setenv(fabric.RUNTIME_DIR_VARIABLE, enclave.environment[fabric.RUNTIME_DIR_VARIABLE])
+    monkeypatch.setattr(forward_client, "MAX_CONNECTIONS", 2)
+    here, most, count = [], 0, threading.Lock()
+
+    def answer(connection):
+        nonlocal most
+        with count:
+            here.append(connection)
+            most = max(most, len(here))
+        connection.sendall(b"hello")
+        connection.recv(1)
+        with count:
+            here.remove(connection)
+
+    def enter():
+        sock = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=WAIT_S)
+        return stack.enter_context(sock)
+
+    identity = enclave.directory / "alice"
+    with serving(("127.0.0.1", 0), answer) as target, contextlib.ExitStack() as stack:
+        async with (
+            Enclave(cid=CID, pcrs=PCRS, identity=identity, insecure_dev_root=enclave.dev_root) as inside,
+            inside.forward(f"0={target}") as address,
+        ):
+            callers = [enter() for _ in range(5)]
+            for caller in callers[:2]:
+                assert await asyncio.to_thread(caller.recv, 5) == b"hello"
+            for _ in range(20):  # time enough to accept what should wait
+                await inside.ping()
+            for ending, waiting in zip(callers, [*callers[2:], None, None], strict=True):
+                await asyncio.to_thread(ending.close)
+                if waiting is not None:
+                    assert await asyncio.to_thread(waiting.recv, 5) == b"hello"
+    assert most == 2
+
+
+async def test_arrivals_are_logged_with_the_clients_name(enclave, short, tmp_path):
+    """Who has let a connection out of the enclave is known there, for each that went or did not."""
+    log = enclave.directory / "listen.log"
+    begun = log.stat().st_size
+    with serving(("127.0.0.1", 0), echo) as target, forwarding(enclave, "-R", f"0={target}") as (_, [line]):
+        with connect(line) as sock:
+            sock.shutdown(socket.SHUT_WR)
+            assert read_all(sock) == b""
+        address = line.split()[1]
+        about = []
+        async with asyncio.timeout(WAIT_S):
+            while len(about) < 2:  # handed over, done
+                await asyncio.sleep(0.01)
+                with open(log) as source:
+                    source.seek(begun)
+                    entries = [json.loads(text) for text in source if text.endswith("\n")]
+                about = [entry for entry in entries if entry.get("listen") == address]
+    assert {entry["client"] for entry in about} == {"alice"}
+    assert len({entry["stream"] for entry in about}) == 1
 
 
 async def test_what_the_enclave_opens_unasked_goes_nowhere():

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 REFERENCE = Path(__file__).resolve().parents[2] / "docs/reference/pipeline-wire.md"
 TABLE = {
     "01000000000000027b7d": Frame(Kind.HELLO, b"{}"),
+    "05000000000000080000000000000001": Frame(Kind.PING, b"\0\0\0\0\0\0\0\1"),
+    "1a00000100000000": Frame(Kind.CLOSE, b"", 1),
     "1200000100000003616263": Frame(Kind.STDIN, b"abc", 1),
     "1301ffff00000000": Frame(Kind.STDOUT, b"", 65535, end=True),
     "15000001000000051300040000": Frame(Kind.CREDIT, frames.CREDIT.pack(Kind.STDOUT, 0x40000), 1),

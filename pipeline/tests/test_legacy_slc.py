@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import select
 import socket
 import subprocess
 import threading
@@ -26,10 +27,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from .conftest import BIN, PCRS, emulated_nsm, listening
+from .test_defences import children, until
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs/reference/legacy-slc.md"
 CID, PORT = 26, 53100
 LYING_CID = 27
+ENDING_CID = 28
 WAIT_S = 20
 DATA = secrets.token_bytes(2_000_000)
 
@@ -189,11 +192,16 @@ def test_output_that_is_no_text_or_too_much_still_ends(debug):
     assert result["rc"] == 0
 
 
+def allow_background(inside):
+    """Without such a file the shell leaves nothing in the background."""
+    (inside.app / "dev").mkdir(exist_ok=True)
+    (inside.app / "dev/null").touch()
+
+
 def test_daemon_that_holds_the_pipe_does_not_hold_the_answer(debug):
     fifo = debug.app / "data/fifo"
     os.mkfifo(fifo)
-    (debug.app / "dev").mkdir()
-    (debug.app / "dev/null").touch()  # without it the shell leaves nothing in the background
+    allow_background(debug)
     with wire(debug) as sock:
         sock.sendall(integer(0) + text(b"{ read line < /data/fifo; : > /data/went-on; } & echo daemon"))
         result = json.loads(read_text(sock))
@@ -217,6 +225,52 @@ def test_client_that_leaves_ends_its_command(debug):
         while os.read(descriptor, 2) != b"x\n":
             pass
     assert os.read(descriptor, 1) == b""  # nobody holds it any more
+    os.close(descriptor)
+    fifo.unlink()
+
+
+def read_fifo(descriptor):
+    assert select.select([descriptor], [], [], WAIT_S)[0], "nothing comes, and not the end"
+    return os.read(descriptor, 64)
+
+
+@pytest.fixture
+def own(inside, tmp_path):
+    """A listener of its own, whose children can be counted."""
+    nsm = str(tmp_path / "nsm")
+    with emulated_nsm(nsm, str(inside.directory / "state"), pcrs={}):
+        other = dataclasses.replace(inside, directory=tmp_path, nsm_path=nsm)
+        clients = [{"name": "a", "allow": ["exec"], "spki_sha256": "ab" * 32}]
+        with listening(other, clients, cid=ENDING_CID, flags=["--insecure-legacy-slc", PORT]) as listener:
+            call(inside, "run", "--command", "true", "--connect-timeout", 20, cid=ENDING_CID)
+            yield listener
+
+
+async def test_commands_that_nobody_waits_for_are_reaped(inside, own):
+    for _ in range(3):
+        with wire(inside, ENDING_CID) as sock:
+            sock.sendall(integer(3) + text(b"exit 0"))
+            assert json.loads(read_text(sock))["rc"] == 0
+    await until(lambda: not children(own), "a command that has ended stays")
+
+
+def test_listener_ends_with_its_commands(inside, own):
+    """SIGTERM while one command runs with its client, one without, and one in the background of another."""
+    allow_background(inside)
+    fifo = inside.app / "data/still"
+    os.mkfifo(fifo)
+    descriptor = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    busy = b"exec 3> /data/still; echo x >&3; while :; do :; done"
+    with contextlib.ExitStack() as stack:
+        for number, command in ((0, busy), (3, busy), (0, b"(" + busy + b") & wait")):
+            stack.enter_context(wire(inside, ENDING_CID)).sendall(integer(number) + text(command))
+        os.set_blocking(descriptor, True)
+        seen = b""
+        while seen != b"x\nx\nx\n":
+            seen += read_fifo(descriptor)
+        own.terminate()
+        assert own.wait(WAIT_S) == 0
+    assert read_fifo(descriptor) == b""  # nobody holds it any more
     os.close(descriptor)
     fifo.unlink()
 

@@ -507,3 +507,26 @@ def test_file_that_changes_between_answer_and_copy_is_an_error(tmp_path):
     writing.close()
     assert (tmp_path / "copy").read_bytes() == b"y" * len(data)
     assert not leftovers(tmp_path)
+
+
+def test_file_that_grows_again_while_it_is_compared_is_copied_to_its_end_of_then(tmp_path):
+    """What comes after its end has no place among the chunks any more, even if it is what the receiver has of one."""
+    chunks = [secrets.token_bytes(MIN_CHUNK_BYTES) for _ in range(3)]
+    source, shorter = tmp_path / "source", chunks[0] + b"another end"
+    (tmp_path / "copy").write_bytes(b"".join(chunks))
+
+    class Growing(TreeSource):
+        def _sent(self, descriptor, content, count):
+            yield from super()._sent(descriptor, content, count)
+            if content.size == len(shorter):
+                source.write_bytes(shorter + chunks[2])
+
+    source.write_bytes(b"".join(chunks))
+    reading, writing = open_pair(source, tmp_path, delta=True)
+    reading.close()
+    reading = Growing(os.open(source, os.O_RDONLY), "source", ReadOptions(delta=True))
+    source.write_bytes(shorter)  # after it was listed
+    carry(reading, writing)
+    reading.close()
+    writing.close()
+    assert (tmp_path / "copy").read_bytes() == shorter

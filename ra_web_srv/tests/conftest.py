@@ -27,6 +27,7 @@ from enclavekit_emulator.nsm_service import NsmService
 PCRS = {0: b"\x10" * 48, 1: b"\x11" * 48, 2: b"\x12" * 48}
 MODULE_ID = "i-0123456789abcdef0-enc0123456789abcdef"
 TIMEOUT_S = 30.0
+POST_JSON = {"Content-Type": "application/json"}
 
 
 @dataclasses.dataclass
@@ -133,14 +134,28 @@ class Server:
             "tcp://127.0.0.1:0",
             *flags,
         ]
-        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True)
+        self._take(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True))
+
+    @classmethod
+    def of_process(cls, process):
+        """One that was started with --print-address and a pipe as its standard output."""
+        server = cls.__new__(cls)
+        server._take(process)
+        return server
+
+    def _take(self, process):
+        self.process = process
         line = self.process.stdout.readline().strip()
         assert line, "the server has not started: see its log"
-        self.port = int(line.rpartition(":")[2])
+        self.port = int(line.rpartition(":")[2]) if line.startswith("tcp://") else None
+        self.certificate = None
+        """PEM file with the client's certificate and key."""
 
     def connect(self):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if self.certificate is not None:
+            context.load_cert_chain(self.certificate)
         connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=TIMEOUT_S)
         connection.connect()
         return connection
@@ -159,10 +174,11 @@ class Server:
         encoded = urllib.parse.urlencode(query, errors="surrogateescape")
         return self.request("GET", f"{route}?{encoded}" if encoded else route, headers=headers)
 
+    def post(self, route, fields):
+        return self.request("POST", route, json.dumps(fields).encode(), POST_JSON)
+
     def generate(self, path):
-        return self.request(
-            "POST", "/generate", json.dumps({"path": path}).encode(), {"Content-Type": "application/json"}
-        )
+        return self.post("/generate", {"path": path})
 
     def generate_and_wait(self, path):
         """Generate, and return the finished job."""

@@ -52,7 +52,13 @@ def test_missing_credentials(tmp_path, nsm):
 def test_flags_win_over_the_file(tmp_path, start_server):
     (tmp_path / "c.yaml").write_text("listen: tcp://127.0.0.1:1\nbus: true\nroots: [/nowhere]\n")
     server = start_server("--no-bus", "-c", str(tmp_path / "c.yaml"))
-    assert server.get("/health").json == {"status": "ok", "bus": "off", "files_on_bus": 0, "attested_ahead": 0}
+    assert server.get("/health").json == {
+        "status": "ok",
+        "bus": "off",
+        "files_on_bus": 0,
+        "attested_ahead": 0,
+        "to_attest": 0,
+    }
 
 
 def test_only_tls_1_3_is_spoken(server):
@@ -74,6 +80,22 @@ def test_stops_while_a_client_holds_a_connection(server):
     connection.getresponse().read()
     assert server.stop() == 0
     connection.close()
+
+
+def test_request_under_way_is_answered_before_it_stops(start_server, nsm):
+    server = start_server("--no-bus", nsm_path=nsm.start("slow"))
+    connection = server.connect()
+    connection.request("GET", "/attestation?nonce=00")
+    other = server.connect()
+    other.request("GET", "/metrics")
+    other.getresponse().read()  # so that the first has been read
+    server.process.terminate()
+    answer = connection.getresponse()
+    assert answer.status == 200
+    assert b"attestation_document" in answer.read()
+    connection.close()
+    other.close()
+    assert server.process.wait(30) == 0
 
 
 def test_key_appears_nowhere(start_server, data, tmp_path):

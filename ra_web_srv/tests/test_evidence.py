@@ -6,6 +6,7 @@ import json
 import secrets
 import time
 
+import ecvrf
 import pytest
 from enclavekit_attestation.binding import check_binding
 from enclavekit_attestation.policy import Policy
@@ -63,10 +64,17 @@ def test_doc_signs_path_and_hash(server, nsm, data, sha3):
     path = str(data / "note.txt")
     assert server.generate_and_wait(path)["state"] == "done"
     answer = server.get("/doc/", path=path, view="bin_hex").json
-    assert set(answer) == {"file_path", "sha3_hash", "att_doc"}
+    assert list(answer) == [
+        *("file_path", "sha3_hash", "vrf_proof", "vrf_cipher_suite", "att_doc", "vrf_public_key"),
+    ]
     verified = verify(bytes.fromhex(answer["att_doc"]), nsm)
-    claim = json.dumps({"file_path": path, "sha3_hash": sha3(b"buy milk\n")}, separators=(",", ":"))
-    assert verified.user_data == claim.encode()
+    claim = {name: answer[name] for name in ("file_path", "sha3_hash", "vrf_proof", "vrf_cipher_suite")}
+    assert claim["sha3_hash"] == sha3(b"buy milk\n")
+    assert verified.user_data == json.dumps(claim, separators=(",", ":")).encode()
+    alpha = json.dumps({"file_path": path, "sha3_hash": claim["sha3_hash"]}, separators=(",", ":")).encode()
+    suite = ecvrf.SUITES[claim["vrf_cipher_suite"]]
+    assert suite.verify(verified.public_key, alpha, bytes.fromhex(claim["vrf_proof"]))
+    assert server.get("/proof/", path=path).json["vrf_proof"] == claim["vrf_proof"]
     assert len(verified.nonce) == 32
     # without a nonce the same document may be handed out again, with one never
     assert server.get("/doc/", path=path, view="bin_hex").json == answer
@@ -100,16 +108,9 @@ def test_doc_json_view_has_the_fields_of_the_rust_server(server, data, sha3):
     assert payload["module_id"] == MODULE_ID
     assert payload["timestamp"].isdigit()
     assert payload["PCRs"].startswith(f"0: {PCRS[0].hex()}, 1: {PCRS[1].hex()}, ")
-    assert payload["public_key"] is None
+    assert len(bytes.fromhex(payload["public_key"])) == 32
     assert len(bytes.fromhex(document["signature"])) == 96
     assert all(bytes.fromhex(certificate) for certificate in payload["ca_bundle"].split(", "))
-
-
-def test_doc_of_unknown_view_names_those_there_are(server, data):
-    (data / "f").write_bytes(b"")
-    answer = server.get("/doc/", path=str(data / "f"), view="xml")
-    assert answer.status == 400
-    assert "json_hex" in answer.json["error"]
 
 
 def test_pcrs_and_description(stateless_server):

@@ -4,11 +4,13 @@
 import hashlib
 import json
 import os
+import shutil
+import urllib.parse
 
 import pytest
 from enclavekit_core.bus import HASH_BYTES
 
-POST_JSON = {"Content-Type": "application/json"}
+from .conftest import POST_JSON
 
 
 def test_hash_after_generate(server, data, sha3):
@@ -53,7 +55,9 @@ def test_names_that_are_no_utf8_and_long_paths_go_in_by_digest(server, data, sha
         answer = server.get("/doc/", path=text).json
         assert answer["file_path"] == text
         claim = json.loads(answer["att_doc"]["payload"]["user_data"])
-        assert claim == {"file_path_sha3_512": sha3(path), "sha3_hash": sha3(b"z")}
+        assert claim["file_path_sha3_256"] == hashlib.sha3_256(path).hexdigest()
+        assert claim["sha3_hash"] == sha3(b"z")
+        assert "file_path" not in claim
 
 
 def test_one_path_in_its_many_spellings(server, data, sha3):
@@ -105,6 +109,7 @@ def test_deleted_file_is_not_found(server, data):
         answer = server.get(route, path=str(data / "f"))
         assert answer.status == 404
         assert answer.json["status"] == "Not found"
+        assert "deleted" in answer.json["error"]
 
 
 @pytest.mark.parametrize("query", ["", "?path=", "?path=/a&path=/b", "?" + "&".join(f"a{i}=1" for i in range(20))])
@@ -173,6 +178,34 @@ def test_what_the_bus_tells_of_is_attested_before_anybody_asks(server_on_bus, na
     server.until(lambda: server.get("/health").json, lambda health: health["attested_ahead"] == 2)
     server.get("/hash/", path=str(data / "g"))
     assert server.get("/health").json["attested_ahead"] == 2  # what is not what the bus says is left to who asks
+
+
+def test_store_that_was_lost_is_no_reason_to_miss_a_change(server_on_bus, nats, data):
+    """The bucket is another one, and counts its revisions anew: the same number, another hash."""
+    (data / "f").write_bytes(b"one")
+    path, server = str(data / "f"), server_on_bus
+    nats.change(paths={path: hashlib.sha3_512(b"one").digest()})
+    server.until(lambda: server.get("/health").json, lambda health: health["attested_ahead"] == 1)
+    (data / "f").write_bytes(b"two")
+    nats.stop()
+    shutil.rmtree(f"{nats.directory}/store")
+    nats.start()
+    nats.change(paths={path: hashlib.sha3_512(b"two").digest()})
+    server.until(lambda: server.get("/health").json, lambda health: health["attested_ahead"] == 2)
+
+
+def test_names_of_every_kind_come_over_the_bus(server_on_bus, nats, data, sha3):
+    names = [b"with space", b"new\nline", b"\xff\xfe", "gr\u00fcn".encode(), "gru\u0308n".encode(), b"x" * 255]
+    paths = {os.fsencode(data) + b"/" + name: name for name in names}
+    for path, content in paths.items():
+        with open(path, "wb") as out:
+            out.write(content)
+    nats.change(paths={path: hashlib.sha3_512(content).digest() for path, content in paths.items()})
+    server = server_on_bus
+    server.until(lambda: server.get("/health").json, lambda health: health["attested_ahead"] == len(names))
+    for path, content in paths.items():
+        found = server.request("GET", "/hash/?path=" + urllib.parse.quote(path, safe=""))
+        assert (os.fsencode(found.json["file_path"]), found.json["sha3_hash"]) == (path, sha3(content))
 
 
 def test_bus_that_comes_late_and_goes_and_comes_back(server_on_bus, nats, data):

@@ -9,10 +9,11 @@ import pytest
 from enclavekit_core.errors import DeviceError
 from enclavekit_core.file_hash import Unstable
 from enclavekit_ra_web_srv import file_hasher, jobs, nsm_worker
+from enclavekit_ra_web_srv.fair_queue import ClientFullError, QueueFullError
 from enclavekit_ra_web_srv.file_hasher import FileHasher, HasherBusyError, NoSuchFileError, UnstableFileError
 from enclavekit_ra_web_srv.jobs import Jobs, JobState, TooManyJobsError
 from enclavekit_ra_web_srv.known_files import KnownFiles
-from enclavekit_ra_web_srv.nsm_worker import NsmBusyError, NsmWorker
+from enclavekit_ra_web_srv.nsm_worker import NsmTimeoutError, NsmWorker
 from enclavekit_ra_web_srv.paths import confine
 
 
@@ -32,9 +33,9 @@ def gate(monkeypatch):
     """Holds up every hash until it is set."""
     opened, real = threading.Event(), file_hasher._hash
 
-    def hash_when_open(path):
+    def hash_when_open(path, is_given_up):
         opened.wait()
-        return real(path)
+        return real(path, is_given_up)
 
     monkeypatch.setattr(file_hasher, "_hash", hash_when_open)
     yield opened
@@ -44,7 +45,7 @@ def gate(monkeypatch):
 async def test_many_who_ask_share_one_hash(data, hasher, monkeypatch):
     (data / "f").write_bytes(b"x")
     calls, real = [], file_hasher._hash
-    monkeypatch.setattr(file_hasher, "_hash", lambda path: calls.append(path) or real(path))
+    monkeypatch.setattr(file_hasher, "_hash", lambda path, given_up: calls.append(path) or real(path, given_up))
     path = path_of(data / "f", data)
     first = await asyncio.gather(*(hasher.hash(path) for _ in range(50)))
     assert len({found.digest for found in first}) == 1
@@ -127,12 +128,16 @@ async def test_stuck_nsm_refuses_instead_of_waiting_for_ever(nsm, monkeypatch):
     monkeypatch.setattr(nsm_worker, "MAX_QUEUED", 2)
     worker = NsmWorker(nsm.path)
     release = threading.Event()
-    with pytest.raises(NsmBusyError, match="did not answer"):
+    with pytest.raises(NsmTimeoutError):
         await worker.call(lambda client: release.wait())
-    waiting = [asyncio.ensure_future(worker.call(lambda client: 1)) for _ in range(2)]
+    waiting = [asyncio.ensure_future(worker.call(lambda client: 1, number)) for number in range(2)]
     await asyncio.sleep(0)  # let both queue up
-    with pytest.raises(NsmBusyError, match="too many"):
-        await worker.call(lambda client: 1)
+    with pytest.raises(QueueFullError):
+        await worker.call(lambda client: 1, "another")
+    monkeypatch.setattr(worker._queue, "_max_of_client", 1)
+    with pytest.raises(ClientFullError):
+        await worker.call(lambda client: 1, 0)
+    assert worker.counters.refused == 2
     release.set()
     await asyncio.gather(*waiting, return_exceptions=True)
     monkeypatch.setattr(nsm_worker, "DEADLINE_S", 30)
@@ -156,3 +161,13 @@ async def test_nsm_is_opened_anew_after_an_error(nsm):
 def test_nsm_that_is_not_there(tmp_path):
     with pytest.raises(DeviceError):
         NsmWorker(str(tmp_path / "nothing"))
+
+
+async def test_large_file_does_not_hold_up_the_end(data, monkeypatch):
+    """Its hash is given up at the next piece; else this would take as long as reading a terabyte of nothing."""
+    with open(data / "large", "wb") as out:
+        out.truncate(2**40)
+    hasher = FileHasher()
+    assert await hasher.hash(path_of(data / "large", data), 0.01) is None
+    hasher.close()
+    await asyncio.to_thread(hasher._hash_pool.shutdown, wait=True)

@@ -20,7 +20,14 @@ from enclavekit_rbuilds.base.cache import cached, key_of
 from enclavekit_rbuilds.base.progress import Progress
 from enclavekit_rbuilds.framework.assemble import COMMANDS, build_framework, units
 from enclavekit_rbuilds.framework.bytecode import LOADERS
-from enclavekit_rbuilds.framework.closure import ALL_SERVICES, SERVICES, closure_of, declared_dependencies
+from enclavekit_rbuilds.framework.closure import (
+    ALL_SERVICES,
+    SERVICES,
+    closure_of,
+    declared_dependencies,
+    member_of,
+    package_of,
+)
 from enclavekit_rbuilds.framework.python_packages import SITE, own_sources
 from enclavekit_rbuilds.framework.wheel_lock import LockedWheel, lock_text, locked_wheels, parse_lock, render
 
@@ -92,9 +99,10 @@ def test_what_a_service_imports_is_in_its_closure(service: str) -> None:
     wheels = locked_wheels()
     closure = closure_of([] if service == "none" else [service], wheels)
     tops = {top: {name.lower().replace("_", "-") for name in names} for top, names in packages_distributions().items()}
+    members = {package_of(member): member for member in closure.members}
     for package, where in own_sources(closure.packages).items():
         # what a member does not declare it imports for others, as core's bus does for the services that declare nats
-        declared = set(declared_dependencies(package.replace("_", "-")))
+        declared = set(declared_dependencies(members[package]))
         for path in Path(where).rglob("*.py"):
             for top in imported(path):
                 names = tops.get(top, set())
@@ -124,7 +132,8 @@ def test_framework_holds_its_services_only(framework: Path, services: list[str])
     assert {name.removeprefix("usr/bin/") for name in names if name.startswith("usr/bin/")} - {"python3"} == set(
         closure.commands
     )
-    ours = {name.split("/")[3] for name in names if name.startswith(f"{SITE}/enclavekit_") and name.count("/") > 3}
+    tops = {name.split("/")[3] for name in names if name.startswith(f"{SITE}/") and name.count("/") > 3}
+    ours = {top for top in tops if top.startswith("enclavekit_") or member_of(top) in closure.members}
     assert ours == set(closure.packages)
     assert {f"own/{name}" for name in closure.members} == set(made.parts)
     assert {one.name for one in made.inputs} == set(closure.members)

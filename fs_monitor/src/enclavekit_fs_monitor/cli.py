@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="what the running service says; exit code 1 while it is not ready")
     status.add_argument("--wait", action="store_true", help="until the first scan is on the bus")
     hashing = commands.add_parser("hash", help="SHA3-512 of a file, or digest of a directory, as the service knows it")
+    hashing.add_argument("--wait", action="store_true", help="until it has one; of a file that is yet to come, too")
     hashing.add_argument("path", metavar="PATH")
     metrics = commands.add_parser("metrics", help="metrics in Prometheus's text format")
     for command in (status, hashing, metrics):
@@ -55,7 +56,7 @@ def _ask(args: argparse.Namespace) -> int | None:
     if args.command == "status":
         return control_client.show_status(address, as_json=args.json, wait=args.wait)
     if args.command == "hash":
-        control_client.show_hash(address, args.path, as_json=args.json)
+        control_client.show_hash(address, args.path, as_json=args.json, wait=args.wait)
     else:
         print(control_client.ask(address, "/metrics"), end="")
     return None

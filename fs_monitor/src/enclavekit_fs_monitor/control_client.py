@@ -21,6 +21,14 @@ ANSWER_TIMEOUT_S = 300.0  # the digest of a directory of a million files takes a
 RETRY_S = 0.2  # while the service is starting
 
 
+class NotClosedError(EnclavekitError):
+    """There is no hash of a file now: somebody writes to it, or it cannot be read."""
+
+
+class NotThereError(InputError):
+    """No such file is watched now; it may come."""
+
+
 class _Connection(http.client.HTTPConnection):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__("fs-monitor")
@@ -56,7 +64,10 @@ def ask(address: str, route: str, query: dict[str, str] | None = None) -> Any:
     except ValueError as exc:
         raise RemoteProtocolError(f"cannot ask {address}: its answer is not JSON") from exc
     if status == 404 and "reason" in fields:
-        raise InputError("find a hash of", ascii((query or {}).get("path", ""))[1:-1], fields["reason"])
+        kind = NotThereError if fields["may_come"] else InputError
+        raise kind("find a hash of", ascii((query or {}).get("path", ""))[1:-1], fields["reason"])
+    if status == 409:
+        raise NotClosedError(fields["error"])
     if status != 200:
         raise EnclavekitError(str(fields.get("error", f"cannot ask {address}: status {status}")))
     return fields
@@ -72,9 +83,9 @@ def show_status(address: str, *, as_json: bool, wait: bool) -> int:
     return 0 if fields["ready"] else 1
 
 
-def show_hash(address: str, path: str, *, as_json: bool) -> None:
-    """Print the hash of a file, or the digest of a directory."""
-    fields = ask(address, "/hash", {"path": os.path.abspath(path)})
+def show_hash(address: str, path: str, *, as_json: bool, wait: bool) -> None:
+    """Print the hash of a file, or the digest of a directory; with `wait`, once it has one."""
+    fields = (_wait_for_hash if wait else _ask_hash)(address, os.path.abspath(path))
     if as_json:
         print(json.dumps(fields, indent=2))
     else:
@@ -84,6 +95,18 @@ def show_hash(address: str, path: str, *, as_json: bool) -> None:
         mark = b"\\" if escaped != raw else b""
         sys.stdout.flush()
         sys.stdout.buffer.write(mark + fields["sha3_512"].encode("ascii") + b"  " + escaped + b"\n")
+
+
+def _ask_hash(address: str, path: str) -> Any:
+    return ask(address, "/hash", {"path": path})
+
+
+def _wait_for_hash(address: str, path: str) -> Any:
+    while True:
+        try:
+            return _ask_hash(address, path)
+        except (NotClosedError, NotThereError):
+            time.sleep(RETRY_S)
 
 
 def _wait_until_ready(address: str) -> Any:
@@ -102,7 +125,9 @@ def _print_status(fields: Any) -> None:
     for root in fields["roots"]:
         how = "scanned every few seconds" if root["blind"] else f"{root['watches']} watches"
         state = how if root["present"] else "gone, waiting for it"
-        print(f"root {ascii(root['path'])[1:-1]}: {state}, {root['scans']} scans, {root['overflows']} overflows")
+        too_long = f", {root['too_long']} paths TOO LONG TO HASH" if root["too_long"] else ""
+        counts = f"{root['scans']} scans, {root['overflows']} overflows{too_long}"
+        print(f"root {ascii(root['path'])[1:-1]}: {state}, {counts}")
     bus, queue = fields["bus"], fields["queue"]
     problem = f", {bus['error']}" if bus["error"] else ""
     print(f"bus {bus['url']}: {'connected' if bus['connected'] else 'away'}, {bus['to_write']} to write{problem}")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import socketserver
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -19,10 +21,11 @@ from enclavekit_core.address import Address, VsockAddress
 from enclavekit_core.errors import ConfigError, EnclavekitError, InputError
 from enclavekit_core.streams import Listener
 
-from enclavekit_fs_monitor.directory_digest import NotHashedError
+from enclavekit_fs_monitor.directory_digest import NotHashedError, NotThereError
 
 MAX_REQUESTS = 16  # at a time; a few tools and a scraper ask
 REQUEST_TIMEOUT_S = 30.0
+ACCEPT_PAUSE_S = 1.0  # after a connection that could not be taken: no descriptor is free, and may be again
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Answer = Callable[[dict[str, str]], object]
@@ -45,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = answer(query)
         except InputError as exc:
-            self._reply(404, {"error": str(exc), "reason": exc.reason})
+            self._reply(404, {"error": str(exc), "reason": exc.reason, "may_come": isinstance(exc, NotThereError)})
         except NotHashedError as exc:
             self._reply(409, {"error": str(exc)})
         except (EnclavekitError, TimeoutError) as exc:
@@ -82,20 +85,24 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         self.routes = routes
         self._listener = Listener(address)
         self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
-        self._thread = threading.Thread(target=self.serve_forever, name="control", daemon=True)
+        self._closing = False
+        self._thread = threading.Thread(target=self._accept_until_closed, name="control", daemon=True)
         self._thread.start()
 
     @property
     def address(self) -> Address:
         return self._listener.bound_address
 
-    # what socketserver asks of a server of its kind
-
-    def fileno(self) -> int:
-        return self._listener.socket.fileno()
-
-    def get_request(self) -> tuple[Any, Any]:
-        return self._listener.socket.accept()[0], ("local", 0)
+    def _accept_until_closed(self) -> None:
+        """In place of socketserver's own loop, which wakes up twice a second to see whether it shall stop."""
+        while not self._closing:
+            try:
+                sock, _ = self._listener.socket.accept()
+            except OSError:
+                if not self._closing:
+                    time.sleep(ACCEPT_PAUSE_S)
+                continue
+            self.process_request(sock, ("local", 0))
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._slots.acquire(blocking=False):
@@ -116,7 +123,8 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
         """Whoever asked has left."""
 
     def close(self) -> None:
-        self.shutdown()
+        self._closing = True
+        self._listener.socket.shutdown(socket.SHUT_RDWR)  # ends an accept that waits
         self._thread.join()
         self._listener.close()
 

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Mapping
 
-from enclavekit_core.errors import EnclavekitError
+from enclavekit_core.errors import EnclavekitError, InputError
 from enclavekit_core.file_hash import signature_of
 from enclavekit_core.tree_digest import NO_DIGEST, Kind, TreeEntry, digest_of_directory, digest_of_link
 
@@ -26,6 +26,10 @@ class NotHashedError(EnclavekitError):
     def __init__(self, message: str, path: bytes) -> None:
         self.path = path
         super().__init__(message)
+
+
+class NotThereError(InputError):
+    """No such file or directory is watched now; it may come."""
 
 
 class DirectoryDigest:

@@ -32,10 +32,12 @@ IN_ISDIR = 0x40000000
 
 CONTENT = IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE
 SELF = IN_DELETE_SELF | IN_MOVE_SELF
-# of a directory, of a file with several names, of a directory above the root
+APPEARS = IN_CREATE | IN_MOVED_TO
+# of a directory, of a file with several names, of a directory above the root, of the last one while the root is gone
 WATCH_DIRECTORY = CONTENT | SELF | IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_ONLYDIR | IN_EXCL_UNLINK
 WATCH_FILE = CONTENT
 WATCH_ABOVE = SELF | IN_ONLYDIR | IN_MASK_ADD
+WATCH_RETURN = WATCH_ABOVE | APPEARS
 HEADER = struct.Struct("=iIII")
 MAX_NAME_BYTES = 256 + HEADER.size  # NAME_MAX and its NUL, padded to a multiple of the header
 

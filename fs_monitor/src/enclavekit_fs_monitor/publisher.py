@@ -72,7 +72,8 @@ class Publisher:
         self.idle = asyncio.Event()
         """Set while all that was asked for is on the bus."""
         self._found: dict[bytes, dict[str, bytes]] = {}
-        """What an earlier run left on the bus about files below roots that are still being scanned."""
+        """What an earlier run left on the bus about files that are still to be scanned, or hashed."""
+        self._is_comparing = self._has_written = False
         self._stream: JetStreamContext | None = None
         self._tombstones = Tombstones()
         self.last_error = ""
@@ -82,14 +83,12 @@ class Publisher:
         return len(self._wanted)
 
     def put(self, path: bytes, value: bytes, generation: int) -> None:
-        found = self._found.pop(path, {})
         record = self._tracker.get(path)
         assert record is not None  # its hash has just been found
-        is_new = path in self._wanted or found.keys() != set(self._buckets.names)
-        if not is_new and all(self._agrees(name, record, said) for name, said in found.items()):
-            self._acknowledge(path)
-        else:
+        if self._is_comparing or path in self._wanted or not self._is_there(record, self._found.pop(path, {})):
             self._want(path, (value, generation))
+        else:
+            self._acknowledge(path)
 
     def withdraw(self, path: bytes) -> None:
         self._found.pop(path, None)
@@ -139,8 +138,11 @@ class Publisher:
                 self._counters.bus_errors += 1
                 compared = False  # the server may have lost it, and what it did with the last batch is not known
                 self.idle.clear()
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, MAX_RETRY_S)
+                if self._bus.is_connected:
+                    await asyncio.sleep(delay_s)
+                    delay_s = min(2 * delay_s, MAX_RETRY_S)
+                else:
+                    await self._bus.changed.wait()
 
     async def _wait_for_work(self) -> None:
         due_s = self._tombstones.next_due_s()
@@ -158,40 +160,59 @@ class Publisher:
     async def _compare(self) -> None:
         """Ask for whatever differs between the buckets and what is known."""
         self._found.clear()
-        for name in self._buckets.names:
-            bucket = await self._bus.bucket(name, create=True, replicas=self._buckets.replicas)
-            seen: set[bytes] = set()
-            changes = follow(bucket)
-            try:
-                async for entry in changes:
-                    if entry is None:
-                        break
-                    try:
-                        path = path_of_key(entry.key)
-                    except RemoteProtocolError:
-                        log.warning("the bus holds a key that is not ours", bucket=name, key=entry.key[:100])
-                        continue
-                    if entry.value is None:
-                        self._tombstones.add(name, entry.key, entry.revision, time.monotonic())
-                        seen.discard(path)
-                    elif self._compare_one(name, path, entry.value):
-                        seen.add(path)
-            finally:
-                await changes.aclose()
-            for path, record in self._tracker.closed():
-                if path not in seen and path not in self._wanted:
-                    assert record.value is not None
-                    self._want(path, (record.value, record.generation))
+        self._is_comparing = True
+        try:
+            for name in self._buckets.names:
+                await self._compare_bucket(name)
+        finally:
+            self._is_comparing = False
+        self._drop_what_is_there()
         self.settle_found()
+
+    async def _compare_bucket(self, name: str) -> None:
+        bucket = await self._bus.bucket(name, create=True, replicas=self._buckets.replicas)
+        seen: set[bytes] = set()
+        changes = follow(bucket)
+        try:
+            async for entry in changes:
+                if entry is None:
+                    break
+                try:
+                    path = path_of_key(entry.key)
+                except RemoteProtocolError:
+                    log.warning("the bus holds a key that is not ours", bucket=name, key=entry.key[:100])
+                    continue
+                if entry.value is None:
+                    self._tombstones.add(name, entry.key, entry.revision, time.monotonic())
+                    seen.discard(path)
+                    self._found.get(path, {}).pop(name, None)
+                elif self._compare_one(name, path, entry.value):
+                    seen.add(path)
+        finally:
+            await changes.aclose()
+        for path, record in self._tracker.closed():
+            if path not in seen and path not in self._wanted:
+                assert record.value is not None
+                self._want(path, (record.value, record.generation))
+
+    def _drop_what_is_there(self) -> None:
+        """Of what was hashed while an earlier run's hashes were listed, much is on the bus already."""
+        for path, state in list(self._wanted.items()):
+            record, found = self._tracker.get(path), self._found.pop(path, {})
+            if self._has_written or record is None or state != (record.value, record.generation):
+                continue
+            if self._is_there(record, found):
+                del self._wanted[path]
+                self._acknowledge(path)
 
     def _compare_one(self, bucket: str, path: bytes, value: bytes) -> bool:
         """Return whether the bus has the state of `path`; ask for its deletion if it should not have any."""
         record = self._tracker.get(path)
+        if not self._has_written or not self._is_known(path):
+            self._found.setdefault(path, {})[bucket] = value  # judged when both buckets have been listed
+        elif record is None and path not in self._wanted:
+            self._want(path, None)
         if record is None:
-            if not self._is_known(path):
-                self._found.setdefault(path, {})[bucket] = value
-            elif path not in self._wanted:
-                self._want(path, None)
             return False
         self._tracker.note_on_bus(path)
         self._withdraw_if_failed(path)
@@ -203,6 +224,12 @@ class Publisher:
         if record is not None and record.value is None and record.attempts:
             self._found.pop(path, None)
             self._want(path, None)
+
+    def _is_there(self, record: Record, found: dict[str, bytes]) -> bool:
+        """Whether all buckets say of a file what they should."""
+        return found.keys() == set(self._buckets.names) and all(
+            self._agrees(name, record, said) for name, said in found.items()
+        )
 
     def _agrees(self, bucket: str, record: Record, said: bytes) -> bool:
         """Whether a bucket says of a file what it should."""
@@ -216,6 +243,7 @@ class Publisher:
         return found == record_of(record.value, found.generation)  # an earlier run's generation: it only must not fall
 
     async def _write_batch(self) -> None:
+        self._has_written = True
         batch = {path: self._wanted[path] for path in list(self._wanted)[:MAX_BATCH]}
         acks: list[asyncio.Future[PubAck]] = []
         places: list[tuple[str, str]] = []

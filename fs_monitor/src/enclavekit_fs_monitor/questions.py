@@ -14,7 +14,7 @@ from enclavekit_core.errors import InputError
 
 from enclavekit_fs_monitor import report
 from enclavekit_fs_monitor.control_server import Answer, ControlServer, path_in
-from enclavekit_fs_monitor.directory_digest import DirectoryDigest, NotHashedError
+from enclavekit_fs_monitor.directory_digest import DirectoryDigest, NotHashedError, NotThereError
 from enclavekit_fs_monitor.file_state import State
 from enclavekit_fs_monitor.tracker import Record, record_of
 
@@ -106,5 +106,5 @@ async def _directory_digest(monitor: Monitor, path: bytes) -> dict[str, object]:
         await root.look_again(exc.path)
         raise
     except OSError as exc:
-        raise InputError("find", ascii(os.fsdecode(path)), "it is not there, or it is ignored") from exc
+        raise NotThereError("find", ascii(os.fsdecode(path)), "it is not there, or it is ignored") from exc
     return {"path": os.fsdecode(path), "kind": "directory", "sha3_512": value.hex(), "files": digest.files}

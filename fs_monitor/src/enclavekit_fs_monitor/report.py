@@ -33,6 +33,7 @@ def status_of(monitor: Monitor) -> dict[str, object]:
                 "blind": root.is_blind,
                 "watches": root.tree.watches,
                 "unwatched": root.tree.unwatched,
+                "too_long": root.tree.too_long,
                 "scans": root.scans,
                 "overflows": root.tree.overflows,
             }
@@ -77,6 +78,7 @@ def metrics_of(monitor: Monitor) -> str:
             ("scans_total", "counter", "Scans of a whole tree.", sum(root.scans for root in roots), none),
             ("watches", "gauge", "Directories and linked files under watch.", sum(r.tree.watches for r in roots), none),
             ("unwatched", "gauge", "Of those, not watched: limit reached.", sum(r.tree.unwatched for r in roots), none),
+            ("too_long", "gauge", "Names too long for a key.", sum(r.tree.too_long for r in roots), none),
             *(
                 ("files", "gauge", "Files by state.", count, {"state": state})
                 for state, count in monitor.tracker.count_states().items()

@@ -16,7 +16,7 @@ from enclavekit_fs_monitor.tracker import Tracker
 from enclavekit_fs_monitor.watch_tree import Observation, ScanNeeded, Sighting, TreeGone, WatchTree
 
 BLIND_SCAN_S = 5.0  # how often the tree is scanned while something in it cannot be watched
-ABSENT_SCAN_S = 1.0  # how often a root that is not there is looked for
+ABSENT_SCAN_S = 1.0  # how often a root that is not there is looked for, where no event will tell of its return
 
 log = get_logger("fs-monitor")
 
@@ -37,6 +37,7 @@ class RootWatch:
         self._rescan_interval_s = rescan_interval_s
         self._woken = asyncio.Event()
         self._scan_wanted = True
+        self._stopping = self._has_told_blindness = False
         self.scans = 0
         """How many scans are complete; the first of them makes the root known."""
         self.first_scan = asyncio.Event()
@@ -54,27 +55,29 @@ class RootWatch:
         self._woken.set()
 
     async def run(self) -> None:
-        """Watch until cancelled."""
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                if self._scan_wanted:
-                    self._scan_wanted = False
-                    await self._scan()
-                elif await self._wait():
-                    await self._read()
-                else:
-                    self._scan_wanted = True
-        finally:
-            loop.remove_reader(self._inotify.fd)
+        """Watch until `stop`, and then as long as it takes to see what has happened by then."""
+        while not self._stopping:
+            if self._scan_wanted:
+                self._scan_wanted = False
+                await self._scan()
+            elif await self._wait():
+                await self._read()
+            else:
+                self._scan_wanted = True
+        # not by cancelling: a read that is under way in the thread would take events that nobody hears of
+        while await self._read() or self._scan_wanted:
+            if self._scan_wanted:
+                self._scan_wanted = False
+                await self._scan()
+
+    def stop(self) -> None:
+        """Let `run` come to its end."""
+        self._stopping = True
+        self._woken.set()
 
     async def look_again(self, path: bytes) -> None:
         """Hash a file again of whose change nobody told us."""
         self._take([await asyncio.get_running_loop().run_in_executor(self._thread, self.tree.look_at, path)])
-
-    async def finish(self) -> None:
-        """Take what is queued by now; when `run` has been cancelled."""
-        await self._read()
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -83,10 +86,11 @@ class RootWatch:
     async def _wait(self) -> bool:
         """Wait for something to happen; return False when it is time to scan."""
         loop = asyncio.get_running_loop()
-        pauses = [ABSENT_SCAN_S] if not self.tree.is_present else [BLIND_SCAN_S] if self.tree.unwatched else []
+        pauses = [BLIND_SCAN_S] if self.tree.unwatched else []
+        pauses += [ABSENT_SCAN_S] if not self.tree.is_present and not self.tree.is_awaited else []
         pauses += [self._rescan_interval_s] if self._rescan_interval_s else []
         self._woken.clear()
-        if self._scan_wanted:
+        if self._scan_wanted or self._stopping:
             return True
         loop.add_reader(self._inotify.fd, self._woken.set)
         try:
@@ -97,13 +101,16 @@ class RootWatch:
             loop.remove_reader(self._inotify.fd)
         return True
 
-    async def _read(self) -> None:
+    async def _read(self) -> bool:
+        """Take what is queued; return whether there was anything."""
+        before = self.tree.events
         self._take(await asyncio.get_running_loop().run_in_executor(self._thread, self.tree.read))
+        return self.tree.events > before
 
     async def _scan(self) -> None:
         """Bring the tracker up to what is on disk now."""
         loop = asyncio.get_running_loop()
-        was_present, was_blind = self.tree.is_present, self.tree.unwatched > 0
+        was_present, had_too_long = self.tree.is_present, self.tree.too_long > 0
         before, found = set(self._tracker.paths_below(self.tree.root)), set[bytes]()
         portions = self.tree.scan()
         while True:
@@ -117,13 +124,16 @@ class RootWatch:
         if missing:
             gone = await loop.run_in_executor(self._thread, lambda: [self.tree.look_at(path) for path in missing])
             self._take(sighting for sighting in gone if sighting.happening is Happening.VANISH)
-        if self.tree.unwatched and not was_blind:
+        if self.tree.too_long and not had_too_long:
+            log.error("cannot hash files below very long paths", root=os.fsdecode(self.tree.root))
+        if self.tree.unwatched and not self._has_told_blindness:
             log.error(
                 "cannot watch everything, scanning instead: raise fs.inotify.max_user_watches",
                 root=os.fsdecode(self.tree.root),
                 unwatched=self.tree.unwatched,
                 every_s=BLIND_SCAN_S,
             )
+        self._has_told_blindness = self.tree.unwatched > 0
         self.scans += 1
         if not self.first_scan.is_set() or was_present != self.tree.is_present:
             verb = "watching" if self.tree.is_present else "directory has gone, waiting for it"

@@ -25,6 +25,7 @@ from enclavekit_fs_monitor.ignore_file import IgnoreFile
 from enclavekit_fs_monitor.ignore_rules import parse_rules
 from enclavekit_fs_monitor.inotify import Inotify
 from enclavekit_fs_monitor.metrics import Counters, Lag
+from enclavekit_fs_monitor.mount_table import concerns, kernel_mounts
 from enclavekit_fs_monitor.mount_watch import MountWatch
 from enclavekit_fs_monitor.publisher import Buckets, Publisher
 from enclavekit_fs_monitor.questions import serve
@@ -102,9 +103,9 @@ class Monitor:
     async def _flush(self, watching: list[asyncio.Future[Any]]) -> None:
         """Take the last events, hash what waits for its quiet time, and publish everything."""
         readiness.notify("STOPPING=1")
-        await end_tasks(watching)
         for root in self.roots:
-            await root.finish()
+            root.stop()
+        await asyncio.gather(*watching)
         self._perform(self.tracker.take_due(time.monotonic() + self.config.quiet_s + self.config.settle_s))
         while len(self.hasher.queue) or not self.publisher.idle.is_set():
             if len(self.hasher.queue):
@@ -198,14 +199,15 @@ class Monitor:
     def _excluded(self) -> frozenset[bytes]:
         own = {os.fsencode(os.readlink(f"/proc/self/fd/{handle}")) for handle in (1, 2) if _is_file(handle)}
         told = {os.fsencode(os.path.realpath(path)) for path in self.config.excluded}
-        return self._mounts.kernel_mounts() | own | told
+        return kernel_mounts(self._mounts.mounts) | own | told
 
     def _note_mounts(self) -> None:
-        self._mounts.acknowledge()
+        changes = self._mounts.take_changes()
         excluded = self._excluded()
         for root in self.roots:
             root.tree.excluded = excluded
-            root.want_scan()
+            if any(concerns(mount, root.tree.root) for mount in changes):
+                root.want_scan()
 
     def _note_ignore_file(self) -> None:
         try:

@@ -15,10 +15,12 @@ import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from enclavekit_core.bus import MAX_PATH_BYTES
 from enclavekit_core.errors import InputError, describe_cause
 from enclavekit_core.file_hash import open_beneath, open_regular, signature_of
 
 from enclavekit_fs_monitor import inotify_events as kernel
+from enclavekit_fs_monitor.above_root import AboveRoot
 from enclavekit_fs_monitor.file_state import Happening
 from enclavekit_fs_monitor.ignore_rules import IgnoreRules
 from enclavekit_fs_monitor.inotify import Inotify
@@ -64,11 +66,13 @@ class WatchTree:
         self.root = os.fsencode(os.path.realpath(root))
         self._inotify = inotify
         self._watches = Watches(inotify)
-        self._above: set[int] = set()
+        self._above = AboveRoot(self.root, inotify, self._watches)
         self.rules, self.excluded = rules, excluded
         """What is ignored; after either is changed, `scan`."""
         self.overflows = 0
         self.events = 0
+        self.too_long = 0
+        """Names seen since the last scan began whose path has more than MAX_PATH_BYTES: they have no key on the bus."""
         try:
             os.close(os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as exc:
@@ -77,13 +81,22 @@ class WatchTree:
     def scan(self) -> Iterator[list[Sighting]]:
         """Watch and list the whole tree, portion by portion; lists nothing while the root is not there."""
         self._watches.begin_round()
-        self._watch_above()
+        self.too_long = 0
+        self._above.watch()
         yield from self._scan_from(self.root)
+        if not self.is_present:
+            self._above.await_root()
+            yield from self._scan_from(self.root)  # it may have come before that
         self._watches.end_round()
 
     @property
     def is_present(self) -> bool:
         return self.root in self._watches
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the root is not there, and an event will tell when it is back."""
+        return self._above.is_root_awaited
 
     @property
     def watches(self) -> int:
@@ -111,8 +124,8 @@ class WatchTree:
         return Sighting(path, Happening.VANISH) if self.covers(path) else self._look_at(path)
 
     def covers(self, path: bytes) -> bool:
-        """Return whether `path` below the root, or a directory on the way to it, is ignored or excluded."""
-        if any(path == other or path.startswith(other + b"/") for other in self.excluded):
+        """Return whether `path` below the root is not hashed: it, or a directory on the way to it, is ignored."""
+        if len(path) > MAX_PATH_BYTES or any(path == other or path.startswith(other + b"/") for other in self.excluded):
             return True
         return self.rules.covers(self._relative(path), is_directory=False)
 
@@ -135,6 +148,10 @@ class WatchTree:
     def is_ignored(self, path: bytes, *, is_directory: bool) -> bool:
         """Return whether `path`, in a directory that is not ignored, is."""
         return path in self.excluded or self.rules.matches(self._relative(path), is_directory=is_directory)
+
+    def _is_too_long(self, path: bytes) -> bool:
+        self.too_long += (too_long := len(path) > MAX_PATH_BYTES)
+        return too_long
 
     def _relative(self, path: bytes) -> bytes:
         return path[len(self.root) :].lstrip(b"/")
@@ -161,15 +178,12 @@ class WatchTree:
         if event.mask & kernel.IN_Q_OVERFLOW:
             self.overflows += 1
             return [SCAN_NEEDED]
-        about_root = event.wd in self._above
+        about_root = self._above.concerns(event)
         paths = self._watches.paths_of(event.wd)
         if event.mask & kernel.IN_IGNORED:
             self._watches.forget(event.wd)
-            self._above.discard(event.wd)
             return [SCAN_NEEDED] if about_root or self.root in paths else []
-        if about_root and event.mask & kernel.SELF:
-            return [SCAN_NEEDED]
-        if event.mask & kernel.IN_UNMOUNT:
+        if about_root or event.mask & kernel.IN_UNMOUNT:
             return [SCAN_NEEDED]
         seen: list[Observation] = []
         for path in paths:
@@ -192,7 +206,7 @@ class WatchTree:
         is_directory = bool(event.mask & kernel.IN_ISDIR)
         if event.mask & (kernel.IN_MOVED_FROM | kernel.IN_DELETE) and not is_directory:
             self._watches.drop(path)
-        if self.is_ignored(path, is_directory=is_directory):
+        if self.is_ignored(path, is_directory=is_directory) or self._is_too_long(path):
             return []
         if is_directory:
             return self._apply_to_directory(event.mask, path)
@@ -244,6 +258,8 @@ class WatchTree:
         is_directory = stat.S_ISDIR(info.st_mode)
         if not (is_directory or stat.S_ISREG(info.st_mode)) or self.is_ignored(path, is_directory=is_directory):
             return
+        if self._is_too_long(path):
+            return
         if is_directory:
             waiting.append(path)
             return
@@ -260,21 +276,3 @@ class WatchTree:
             self._watches.place(path, handle, kernel.WATCH_FILE)
         finally:
             os.close(handle)
-
-    def _watch_above(self) -> None:
-        """Watch the directories that the root lies in: when one of them moves, so does the root, without a word."""
-        above = os.path.dirname(self.root)
-        while True:
-            try:
-                handle = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError:
-                return  # the root is gone, and looked for until it is back
-            try:
-                self._above.add(self._inotify.add(handle, kernel.WATCH_ABOVE))
-            except OSError:
-                pass  # the limit of watches: the root's own watch will fail, too, and that is told
-            finally:
-                os.close(handle)
-            if above == b"/":
-                return
-            above = os.path.dirname(above)

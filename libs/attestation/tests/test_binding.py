@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+import json
 import ssl
 
 import pytest
 from cryptography import x509
 from enclavekit_attestation import TlsIdentity, check_binding, encode_binding
+from enclavekit_attestation.binding import read_state
 from enclavekit_core.errors import LocalProtocolError, VerificationError
 from enclavekit_core.tls import attested_client_context, peer_certificate_der, server_context
 
@@ -55,6 +57,34 @@ def test_encoding_is_compact_json(identity):
 def test_encoding_refuses_what_it_cannot_bind(service, digest):
     with pytest.raises(LocalProtocolError):
         encode_binding(service, digest)
+
+
+def test_state_follows_the_key_in_one_form(identity, certificate):
+    state = {
+        "vrf_cipher_suite": "ECVRF-EDWARDS25519-SHA512-TAI",
+        "vrf_public_key": "ab" * 32,
+        "manifest_root": "cd" * 64,
+    }
+    full = encode_binding("ra-web-srv", identity.spki_sha256, state)
+    assert len(full) <= 512
+    assert list(json.loads(full)) == ["purpose", "service", "spki_sha256", *state]
+    assert read_state(full, "ra-web-srv") == state
+    check_binding(full, "ra-web-srv", certificate)
+    assert read_state(encode_binding("ra-web-srv", identity.spki_sha256), "ra-web-srv") == {}
+    for name in state:
+        partial = {name: state[name]}
+        assert read_state(encode_binding("ra-web-srv", identity.spki_sha256, partial), "ra-web-srv") == partial
+        with pytest.raises(LocalProtocolError):
+            encode_binding("ra-web-srv", identity.spki_sha256, {name: "AB\n"})
+    with pytest.raises(LocalProtocolError):
+        encode_binding("ra-web-srv", identity.spki_sha256, {"other": "x"})
+    reversed_state = json.dumps(dict(reversed(json.loads(full).items())), separators=(",", ":")).encode()
+    doubled = full[:-1] + b',"manifest_root":"' + b"cd" * 64 + b'"}'
+    unknown = full[:-1] + b',"other":"x"}'
+    for bad in (reversed_state, doubled, unknown, full.replace(b"cd", b"CD"), full.replace(b'"cd', b' "cd')):
+        for read in (lambda: read_state(bad, "ra-web-srv"), lambda: check_binding(bad, "ra-web-srv", certificate)):  # noqa: B023 - called at once
+            with pytest.raises(VerificationError):
+                read()
 
 
 def test_binding_refuses_everything_else(identity, certificate):

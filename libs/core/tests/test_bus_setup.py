@@ -12,8 +12,9 @@ import sys
 
 import pytest
 from enclavekit_core import bus_setup
+from enclavekit_core.aio import end_tasks
 from enclavekit_core.bus import BUCKET_HASHES, BUCKET_RECORDS, HASH_BYTES, SERVICE_FS_MONITOR, SERVICE_RA, key_of_path
-from enclavekit_core.bus_connection import Bus, follow, list_entries, load_credentials
+from enclavekit_core.bus_connection import MAX_RETRY_S, Bus, follow, list_entries, load_credentials
 from enclavekit_core.bus_setup import credentials_path
 
 nats = pytest.importorskip("nats", reason="nats-py is not installed")
@@ -232,3 +233,25 @@ async def test_anonymous_and_wrong_password_are_refused(server, directory):
     for login in ({}, {"user": SERVICE_RA, "password": "0" * 64}):
         with pytest.raises(nats.errors.Error):
             await nats.connect(server, allow_reconnect=False, connect_timeout=5, **login)
+
+
+async def test_bus_that_is_away_is_tried_ever_less_often():
+    bus = Bus("nats://127.0.0.1:1", SERVICE_FS_MONITOR, None)
+    failed, pauses = asyncio.Event(), []
+    sleep = asyncio.sleep
+
+    async def note_pause(delay_s, *result):
+        pauses.append(delay_s)
+        if delay_s >= MAX_RETRY_S:
+            failed.set()
+        await sleep(0, *result)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nats.aio.client.asyncio.sleep", note_pause)
+        connecting = asyncio.ensure_future(bus.connect())
+        await asyncio.wait_for(failed.wait(), 30)
+        await end_tasks([connecting])
+    tried = [pause for pause in pauses if pause]
+    assert tried == sorted(tried)
+    assert len(tried) < 20
+    await bus.close()

@@ -5,23 +5,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FDS_PER_CONNECTION = 6  # two sockets, two pipes
-RESERVED_FDS = 64  # listener, epoll, logs, resolver, and some for connections that are just being made
-DEFAULT_MAX_CONNECTIONS = 1024  # 512 MiB of pipes if every one is full both ways
+FDS_PER_CONNECTION = 2  # two sockets; pipes are borrowed while bulk data moves
+MAX_PIPES = 256  # of 256 KiB: 64 MiB, what an unprivileged user may have in pipes (pipe-user-pages-soft, pipe(7))
+RESERVED_FDS = 64 + 2 * MAX_PIPES  # listener, epoll, logs, resolver, connections that are just being made
+DEFAULT_MAX_CONNECTIONS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     max_connections: int = DEFAULT_MAX_CONNECTIONS
     """Connections at a time; further ones wait in the kernel's backlog. Less if the descriptors do not suffice."""
+    max_per_cid: int = 512
+    """Connections at a time of one vsock peer; further ones are refused, or one enclave would keep others out. 0: no
+    limit but `max_connections`."""
     connect_timeout_s: float = 10.0
     """How long the upstream may take to accept."""
+    header_timeout_s: float = 10.0
+    """How long a peer may take for the header that is expected of it."""
+    inspect_timeout_s: float = 5.0
+    """How long an app may take for the first bytes that a policy wants to see."""
     idle_timeout_s: float = 300.0
     """Close a relay after this long with no bytes either way; long enough for a long poll. 0: never."""
+    half_close_timeout_s: float = 120.0
+    """The same once one direction has ended: somebody waits for an answer, or nobody is left. 0: never."""
     drain_timeout_s: float = 10.0
     """How long relays may go on after SIGTERM."""
     linger_s: float = 5.0
     """How long to drop what a client still sends after its upstream has gone, so that it gets the answer."""
+    keepalive_s: int = 60
+    """TCP keep-alive after this long without a byte: finds peers that vanished without a word."""
 
 
 def connections_for(wanted: int, descriptor_limit: int) -> int:

@@ -64,8 +64,8 @@ def parse_words(words: list[str], general: General) -> argparse.Namespace:
         from enclavekit_pipeline.commands import legacy
 
         return legacy.parse_words(words, general)
-    command: list[str] = []
-    if words and words[0] in COMMANDS and "--" in words and hasattr(command_module(words[0]), "TAKES_COMMAND"):
+    command: list[str] | None = None
+    if "--" in words and hasattr(named_module(words), "TAKES_COMMAND"):
         middle = words.index("--")
         words, command = words[:middle], words[middle + 1 :]
     config = None
@@ -73,12 +73,13 @@ def parse_words(words: list[str], general: General) -> argparse.Namespace:
         from enclavekit_pipeline.host.config import load_upstream_config
 
         config = load_upstream_config(general.config)
-    args = build_parser(config).parse_args(words)
-    args.argv = command
+    args = build_parser(config, bare_command=command is None).parse_args(words)
+    args.argv = getattr(args, "bare_command", []) if command is None else command
     return args
 
 
-def build_parser(config: UpstreamConfig | None = None) -> argparse.ArgumentParser:
+def build_parser(config: UpstreamConfig | None = None, *, bare_command: bool = False) -> argparse.ArgumentParser:
+    """`bare_command`: what follows the arguments of a subcommand that takes a command is that, without `--`."""
     parser = argparse.ArgumentParser(
         prog="pipeline", description="Run commands in an enclave and copy files, over an attested channel."
     )
@@ -95,6 +96,8 @@ def build_parser(config: UpstreamConfig | None = None) -> argparse.ArgumentParse
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(added)
+        if bare_command and hasattr(module, "TAKES_COMMAND"):
+            added.add_argument("bare_command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
         if config is not None:
             apply_config(added, cid=config.cid, port=config.port)
         added.set_defaults(module=module)

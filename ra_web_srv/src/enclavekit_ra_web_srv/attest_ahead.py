@@ -13,31 +13,41 @@ import collections
 from enclavekit_core.errors import EnclavekitError
 from enclavekit_core.logs import get_logger
 
-from enclavekit_ra_web_srv.evidence import MAX_KEPT, Evidence
+from enclavekit_ra_web_srv.evidence import Evidence
+from enclavekit_ra_web_srv.fair_queue import ClientFullError, QueueFullError
 from enclavekit_ra_web_srv.file_hasher import FileHasher, HasherBusyError
-from enclavekit_ra_web_srv.nsm_worker import NsmBusyError
+from enclavekit_ra_web_srv.nsm_worker import NsmTimeoutError
 from enclavekit_ra_web_srv.paths import PathRefusedError, confine
+from enclavekit_ra_web_srv.record_store import MAX_HOT, RecordStore
 
 BUSY_PAUSE_S = 0.5  # requests go first
+REFRESH_EVERY_S = 30.0  # records are made anew ten minutes before they end
+BUSY = (ClientFullError, HasherBusyError, NsmTimeoutError, QueueFullError)
 
 log = get_logger("ra-web-srv")
 
 
 class AttestAhead:
-    def __init__(self, roots: tuple[bytes, ...], hasher: FileHasher, evidence: Evidence) -> None:
-        self._roots, self._hasher, self._evidence = roots, hasher, evidence
+    def __init__(self, roots: tuple[bytes, ...], hasher: FileHasher, evidence: Evidence, records: RecordStore) -> None:
+        self._roots, self._hasher, self._evidence, self._records = roots, hasher, evidence, records
         self._wanted: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()
         self._work = asyncio.Event()
         self.attested = 0
         """Documents that were made, since the start."""
 
+    @property
+    def waiting(self) -> int:
+        """Files that the bus told of and that have no document yet."""
+        return len(self._wanted)
+
     def note(self, path: bytes, digest: bytes | None) -> None:
         """Take note of what the bus says about a file now; None: it has gone."""
         self._wanted.pop(path, None)
         if digest is None:
+            self._records.forget(path)
             return
         self._wanted[path] = digest
-        while len(self._wanted) > MAX_KEPT:
+        while len(self._wanted) > MAX_HOT:
             self._wanted.popitem(last=False)  # more documents than that are not kept; it is attested when asked for
         self._work.set()
 
@@ -50,7 +60,7 @@ class AttestAhead:
             path, digest = next(iter(self._wanted.items()))
             try:
                 await self._attest(path, digest)
-            except (HasherBusyError, NsmBusyError):
+            except BUSY:
                 await asyncio.sleep(BUSY_PAUSE_S)
                 continue
             except PathRefusedError:
@@ -59,6 +69,13 @@ class AttestAhead:
                 log.warning("cannot attest a file ahead, leaving it to whoever asks", cause=str(exc))
             if self._wanted.get(path) == digest:
                 del self._wanted[path]
+
+    async def refresh(self) -> None:
+        """Have the records that are about to expire made anew, until cancelled."""
+        while True:
+            await asyncio.sleep(REFRESH_EVERY_S)
+            for record in self._records.expiring():
+                self.note(record.path, record.digest)
 
     async def _attest(self, path: bytes, digest: bytes) -> None:
         found = await self._hasher.hash(confine(path, self._roots))

@@ -9,6 +9,10 @@ import os
 from enclavekit_core.cli import run_command
 
 PROGRAM = "ra-web-srv"
+FLAGS = (
+    *("listen", "http_listen", "public_host", "client_ca", "nsm", "vrf_cipher_suite", "nats_url", "credentials"),
+    "insecure_dev_root",
+)  # each is a key of the configuration
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,6 +23,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--listen", metavar="ADDRESS", help="tcp:// or unix:// (default: tcp://127.0.0.1:8443)")
     parser.add_argument("--roots", nargs="+", metavar="DIR", help="trees whose files may be attested (default: /data)")
     parser.add_argument("--nsm", metavar="PATH", help="the NSM (default: $ENCLAVEKIT_NSM, else /dev/nsm)")
+    parser.add_argument("--http-listen", metavar="ADDRESS", help="send plain HTTP away from here (default: nowhere)")
+    parser.add_argument("--public-host", metavar="HOST[:PORT]", help="to here: where clients reach --listen")
+    parser.add_argument("--client-ca", metavar="FILE", help="routes about files need a certificate of one of these")
+    parser.add_argument("--vrf-cipher-suite", metavar="NAME", help="(default: ECVRF-EDWARDS25519-SHA512-TAI)")
+    parser.add_argument(
+        "--insecure-dev-root", metavar="FILE", help="the /verify_* routes trust this root (PEM): for emulated enclaves"
+    )
     bus = parser.add_mutually_exclusive_group()
     bus.add_argument("--nats-url", metavar="URL", help="the bus (default: nats://127.0.0.1:4222)")
     bus.add_argument("--no-bus", action="store_true", help="serve generated files only")
@@ -42,7 +53,7 @@ def _run(args: argparse.Namespace) -> None:
     from enclavekit_ra_web_srv.config import Config
 
     config = load_config(Config, args.config) if args.config else Config()
-    given = {name: getattr(args, name) for name in ("listen", "nsm", "nats_url", "credentials")}
+    given = {name: getattr(args, name) for name in FLAGS}
     given["roots"] = tuple(args.roots) if args.roots else None
     config = msgspec.structs.replace(config, **{name: value for name, value in given.items() if value is not None})
     if args.no_bus:

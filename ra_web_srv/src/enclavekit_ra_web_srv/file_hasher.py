@@ -8,7 +8,8 @@ import collections
 import errno
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from enclavekit_core.errors import EnclavekitError
@@ -19,6 +20,7 @@ from enclavekit_ra_web_srv.paths import ConfinedPath
 MAX_CACHED = 50_000  # some 20 MB
 MAX_PENDING = 256  # files that are being hashed or wait for it; more is refused
 MAX_ATTEMPTS = 3  # a file that changes each time while it is read has no hash now
+MAX_BATCH = 64  # looks in one go: a millisecond
 LOOK_THREADS = 2  # for open and stat only, so that a cached answer never waits behind a large file
 
 
@@ -34,10 +36,54 @@ class HasherBusyError(EnclavekitError):
     """Too many files wait."""
 
 
+class Looks:
+    """Looks at files in a thread, all asked for meanwhile in one go: the way there costs more than the look."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._waiting: list[tuple[ConfinedPath, asyncio.Future[bytes]]] = []
+        self._under_way = 0
+
+    async def look(self, path: ConfinedPath) -> bytes:
+        """Return the signature of the file as it is after this call began. Raises OSError."""
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting.append((path, answer))
+        self._begin()
+        return await answer
+
+    def _begin(self) -> None:
+        if self._waiting and self._under_way < LOOK_THREADS:
+            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+            self._under_way += 1
+            task = asyncio.get_running_loop().run_in_executor(self._pool, _look_at, [path for path, _ in batch])
+            task.add_done_callback(lambda done: self._end(batch, done))
+
+    def _end(
+        self,
+        batch: list[tuple[ConfinedPath, asyncio.Future[bytes]]],
+        done: asyncio.Future[list[bytes | OSError]],
+    ) -> None:
+        self._under_way -= 1
+        if done.cancelled():
+            for _, answer in batch:
+                answer.cancel()
+            return
+        for (_, answer), found in zip(batch, done.result(), strict=True):
+            if answer.done():
+                continue
+            if isinstance(found, OSError):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+        self._begin()
+
+
 class FileHasher:
     def __init__(self) -> None:
         self._look_pool = ThreadPoolExecutor(LOOK_THREADS, thread_name_prefix="look")
+        self._looks = Looks(self._look_pool)
         self._hash_pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="hash")
+        self._closing = threading.Event()
         self._cache: collections.OrderedDict[ConfinedPath, FileHash] = collections.OrderedDict()
         self._running: dict[ConfinedPath, asyncio.Task[FileHash]] = {}
 
@@ -46,9 +92,8 @@ class FileHasher:
 
         Raises: NoSuchFileError, UnstableFileError, HasherBusyError.
         """
-        loop = asyncio.get_running_loop()
         try:
-            signature = await loop.run_in_executor(self._look_pool, _look, path)
+            signature = await self._looks.look(path)
         except OSError as exc:
             self._cache.pop(path, None)
             raise _translate(path, exc) from exc
@@ -67,6 +112,21 @@ class FileHasher:
         except TimeoutError:
             return None
 
+    async def is_directory(self, path: ConfinedPath) -> bool:
+        """Return whether there is a directory, and no link on the way to it."""
+
+        def look() -> bool:
+            try:
+                root = _open_root(path)
+                try:
+                    return stat.S_ISDIR(_stat(root, path.parts).st_mode)
+                finally:
+                    os.close(root)
+            except OSError:
+                return False
+
+        return await asyncio.get_running_loop().run_in_executor(self._look_pool, look)
+
     async def list_files(self, top: ConfinedPath, max_files: int) -> list[ConfinedPath]:
         """Return the regular files at or below `top`, without following links; at most `max_files` + 1 of them."""
 
@@ -84,12 +144,15 @@ class FileHasher:
             raise _translate(top, exc) from exc
 
     def close(self) -> None:
+        """Give up what is being hashed: the end of the process would wait for it."""
+        self._closing.set()
         self._look_pool.shutdown(wait=False, cancel_futures=True)
         self._hash_pool.shutdown(wait=False, cancel_futures=True)
 
     async def _compute(self, path: ConfinedPath) -> FileHash:
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._hash_pool, _hash, path)
+            given_up = self._closing.is_set
+            result = await asyncio.get_running_loop().run_in_executor(self._hash_pool, _hash, path, given_up)
         except OSError as exc:
             raise _translate(path, exc) from exc
         if result is None:
@@ -127,11 +190,21 @@ def _look(path: ConfinedPath) -> bytes:
         os.close(handle)
 
 
-def _hash(path: ConfinedPath) -> FileHash | None:
+def _look_at(paths: list[ConfinedPath]) -> list[bytes | OSError]:
+    found: list[bytes | OSError] = []
+    for path in paths:
+        try:
+            found.append(_look(path))
+        except OSError as exc:
+            found.append(exc)
+    return found
+
+
+def _hash(path: ConfinedPath, is_given_up: Callable[[], bool]) -> FileHash | None:
     for _ in range(MAX_ATTEMPTS):
         handle = _open(path)
         try:
-            result = hash_open_file(handle, await_tick=True)
+            result = hash_open_file(handle, await_tick=True, is_given_up=is_given_up)
         finally:
             os.close(handle)
         if isinstance(result, FileHash):

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import collections.abc
 import enum
 import secrets
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 from enclavekit_core.errors import EnclavekitError
@@ -17,6 +17,7 @@ from enclavekit_ra_web_srv.known_files import KnownFiles
 from enclavekit_ra_web_srv.paths import ConfinedPath
 
 MAX_RUNNING = 16
+MAX_OF_CLIENT = 4  # of these
 MAX_KEPT = 1000  # of finished jobs; the oldest is forgotten
 MAX_FILES = 50_000  # of one job: what the hasher keeps
 FILES_AT_ONCE = 8  # of one job, so that jobs share the hashing threads
@@ -30,7 +31,7 @@ class JobState(enum.Enum):
 
 
 class TooManyJobsError(EnclavekitError):
-    """MAX_RUNNING jobs are under way."""
+    """MAX_RUNNING jobs are under way, or MAX_OF_CLIENT of one client."""
 
 
 @dataclass(slots=True)
@@ -43,30 +44,32 @@ class Job:
     """Files without a hash: deleted meanwhile, unreadable, or changing all the time."""
     error: str | None = None
 
-    def to_json(self) -> dict[str, object]:
-        fields = {"job": self.identifier, "path": self.path.text, "state": self.state.value}
-        return {**fields, "hashed": self.hashed, "failed": self.failed, "error": self.error}
-
 
 class Jobs:
     def __init__(self, hasher: FileHasher, known: KnownFiles) -> None:
         self._hasher, self._known = hasher, known
         self._jobs: collections.OrderedDict[str, Job] = collections.OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Hashable] = {}  # -> whose job it is
+
+    @property
+    def running(self) -> int:
+        return len(self._tasks)
 
     def get(self, identifier: str) -> Job | None:
         return self._jobs.get(identifier)
 
-    async def start(self, path: ConfinedPath) -> tuple[Job, bool]:
+    async def start(self, path: ConfinedPath, client: Hashable = None) -> tuple[Job, bool]:
         """Start a job; return it and whether `path` is a directory. Raises NoSuchFileError, TooManyJobsError."""
         if len(self._tasks) >= MAX_RUNNING:
             raise TooManyJobsError("cannot start a job: too many are running")
+        if client is not None and list(self._tasks.values()).count(client) >= MAX_OF_CLIENT:
+            raise TooManyJobsError("cannot start a job: too many of yours are running")
         job = Job(path)
         # held from here on, so that the limit counts those that are only beginning
         begun: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         task = asyncio.ensure_future(self._run(job, begun))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = client
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
         is_directory = await begun
         self._jobs[job.identifier] = job
         while len(self._jobs) > MAX_KEPT:
@@ -100,7 +103,7 @@ class Jobs:
         if job.failed:
             job.error = f"cannot hash {job.failed} of {job.failed + job.hashed} files"
 
-    async def _hash_from(self, waiting: collections.abc.Iterator[ConfinedPath], job: Job) -> None:
+    async def _hash_from(self, waiting: Iterator[ConfinedPath], job: Job) -> None:
         for file in waiting:
             # known before it is hashed, so that whoever asks meanwhile hears "processing"
             self._known.add_generated(file.path)

@@ -3,14 +3,15 @@
 
 A hash that stands on the bus is never passed on: the file is hashed again (`file_hasher`). The bus is followed by
 revisions: one subscription brings first what is there, then every change, so that nothing falls between, and after an
-outage only what has another revision counts as changed.
+outage only what has another revision, or another value, counts as changed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import collections
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 
 from enclavekit_core.bus import path_of_key
 from enclavekit_core.bus_connection import MAX_RETRY_S, MIN_RETRY_S, Bus, Entry, follow
@@ -18,6 +19,7 @@ from enclavekit_core.errors import RemoteProtocolError
 from enclavekit_core.logs import get_logger
 
 MAX_GENERATED = 100_000  # the oldest is forgotten, and can be generated again
+MAX_DELETED = 10_000  # names of files that there were; of others it is only said that there are none
 MAX_ON_BUS = 1_000_000  # as many as the bus's store holds; some 200 MB of names
 
 log = get_logger("ra-web-srv")
@@ -28,7 +30,9 @@ class KnownFiles:
         """`changed` is told each path whose entry on the bus is another, with its hash there; None: deleted."""
         self._changed = changed
         self._generated: collections.OrderedDict[bytes, None] = collections.OrderedDict()
-        self._on_bus: dict[bytes, int] = {}  # path -> revision of its entry
+        self._on_bus: dict[bytes, int] = {}  # path -> `hash` of revision and value of its entry
+        self._sorted: list[bytes] | None = None  # all names, until there is another
+        self._deleted: collections.OrderedDict[bytes, None] = collections.OrderedDict()
 
     def __contains__(self, path: bytes) -> bool:
         return path in self._on_bus or path in self._generated
@@ -38,14 +42,52 @@ class KnownFiles:
         """How many files fs-monitor has told of."""
         return len(self._on_bus)
 
+    @property
+    def deleted(self) -> Collection[bytes]:
+        """Tombstones: files that were known, and are gone or withdrawn."""
+        return self._deleted.keys()
+
+    def page(self, below: bytes, after: bytes, limit: int) -> list[bytes]:
+        """Return up to `limit` known files at or below `below` that come after `after`, sorted."""
+        if self._sorted is None:
+            self._sorted = sorted(self._on_bus.keys() | self._generated.keys())
+        names = self._sorted
+        prefix = below if below.endswith(b"/") else below + b"/"
+        found = []
+        if below in self and below > after:
+            found.append(below)
+        start = bisect.bisect_right(names, after) if after >= prefix else bisect.bisect_left(names, prefix)
+        for index in range(start, len(names)):
+            if len(found) >= limit or not names[index].startswith(prefix):
+                break
+            found.append(names[index])
+        return found[:limit]
+
     def add_generated(self, path: bytes) -> None:
+        self._arrived(path)
         self._generated[path] = None
         self._generated.move_to_end(path)
         while len(self._generated) > MAX_GENERATED:
             self._generated.popitem(last=False)
+            self._sorted = None
 
     def forget_generated(self, path: bytes) -> None:
-        self._generated.pop(path, None)
+        if path in self._generated:
+            del self._generated[path]
+            self._gone(path)
+
+    def _arrived(self, path: bytes) -> None:
+        if path not in self:
+            self._sorted = None
+        self._deleted.pop(path, None)
+
+    def _gone(self, path: bytes) -> None:
+        self._sorted = None
+        if path in self:
+            return  # by the other way it is still known
+        self._deleted[path] = None
+        while len(self._deleted) > MAX_DELETED:
+            self._deleted.popitem(last=False)
 
     async def follow_bus(self, bus: Bus, bucket_name: str) -> None:
         """Keep up with the bucket until cancelled, over any outage; after each the whole bucket is read again."""
@@ -86,6 +128,7 @@ class KnownFiles:
                 elif listed is not None:
                     for path in self._on_bus.keys() - listed:  # what was deleted while we were away
                         del self._on_bus[path]
+                        self._gone(path)
                         self._changed(path, None)
                     listed = None
         finally:
@@ -100,11 +143,14 @@ class KnownFiles:
             return
         if entry.value is None:
             if self._on_bus.pop(path, None) is not None:
+                self._gone(path)
                 self._changed(path, None)
         elif path in self._on_bus or len(self._on_bus) < MAX_ON_BUS:
-            # one server's revisions only rise; a lower one is of a bucket that was made anew
-            if self._on_bus.get(path) != entry.revision:
-                self._on_bus[path] = entry.revision
+            # with the value, for a bucket that was made anew counts its revisions from the start
+            seen = hash((entry.revision, entry.value))
+            if self._on_bus.get(path) != seen:
+                self._arrived(path)
+                self._on_bus[path] = seen
                 self._changed(path, entry.value)
         else:
             log.error("cannot keep more files of the bus", limit=MAX_ON_BUS)

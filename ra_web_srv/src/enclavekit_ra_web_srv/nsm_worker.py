@@ -1,27 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one thread that talks to the NSM. Its queue is short and its callers are patient for so long only: a stuck device
-costs them a 503, not the server."""
+"""The one thread that talks to the NSM. Its queue is short, clients take turns, and callers are patient for so long
+only: a stuck device costs them a 503, not the server."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from enclavekit_core.errors import DeviceError, EnclavekitError
 from enclavekit_nsm.client import NsmClient
 
+from enclavekit_ra_web_srv.fair_queue import FairQueue
+
 MAX_QUEUED = 64  # at some milliseconds a document, a fraction of a second of waiting
+MAX_OF_CLIENT = 8  # of these, so that eight clients fill the queue, not one
 DEADLINE_S = 10.0  # a document takes milliseconds; after this long the device is stuck
+OURSELVES = "ra-web-srv"  # the client of what nobody asked for
 
 Value = TypeVar("Value")
 
 
-class NsmBusyError(EnclavekitError):
-    """Too many requests wait for the NSM, or it does not answer."""
+class NsmTimeoutError(EnclavekitError):
+    """The NSM does not answer."""
+
+
+@dataclass(slots=True)
+class NsmCounters:
+    """Since the start."""
+
+    calls: int = 0
+    errors: int = 0
+    timeouts: int = 0
+    """Callers who left; what they wanted may have been done later."""
+    refused: int = 0
+    """Because the queue, or the client's part of it, was full."""
+    busy_s: float = 0.0
+    """Spent in the device."""
 
 
 class NsmWorker:
@@ -30,13 +49,20 @@ class NsmWorker:
     def __init__(self, path: str | None) -> None:
         self._path = path
         self._client: NsmClient | None = NsmClient.open(path, DEADLINE_S)
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(MAX_QUEUED)
+        self._queue: FairQueue[Callable[[], None]] = FairQueue("the NSM", MAX_QUEUED, MAX_OF_CLIENT)
+        self._changed = threading.Condition()
+        self._closing = False
+        self.counters = NsmCounters()
         # daemon: a thread that is stuck in the device must not hold up the end of the process
         self._thread = threading.Thread(target=self._work, name="nsm", daemon=True)
         self._thread.start()
 
-    async def call(self, request: Callable[[NsmClient], Value]) -> Value:
-        """Run `request` with the device. Raises NsmBusyError, DeviceError."""
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    async def call(self, request: Callable[[NsmClient], Value], client: Hashable = OURSELVES) -> Value:
+        """Run `request` with the device. Raises QueueFullError, ClientFullError, NsmTimeoutError, DeviceError."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Value] = loop.create_future()
 
@@ -52,27 +78,36 @@ class NsmWorker:
             value: Value | None = None
             error: BaseException | None = None
             if not answer.cancelled():
+                started_s = time.monotonic()
                 try:
                     value = request(self._open())
                 except (EnclavekitError, OSError) as exc:
                     error = exc if isinstance(exc, EnclavekitError) else DeviceError("use", "the NSM", str(exc))
+                    self.counters.errors += 1
                     self._drop()
+                self.counters.calls += 1
+                self.counters.busy_s += time.monotonic() - started_s
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
                 loop.call_soon_threadsafe(settle, value, error)
 
-        try:
-            self._queue.put_nowait(run)
-        except queue.Full:
-            raise NsmBusyError("cannot ask the NSM: too many requests wait for it") from None
+        with self._changed:
+            try:
+                self._queue.push(client, run)
+            except EnclavekitError:
+                self.counters.refused += 1
+                raise
+            self._changed.notify()
         try:
             return await asyncio.wait_for(answer, DEADLINE_S)
         except TimeoutError:
-            raise NsmBusyError(f"cannot ask the NSM: it did not answer within {DEADLINE_S:.0f} s") from None
+            self.counters.timeouts += 1
+            raise NsmTimeoutError(f"cannot ask the NSM: it did not answer within {DEADLINE_S:.0f} s") from None
 
     def close(self) -> None:
         """End the thread when it has done what is queued."""
-        with contextlib.suppress(queue.Full):
-            self._queue.put_nowait(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
 
     def _open(self) -> NsmClient:
         if self._client is None:
@@ -87,6 +122,11 @@ class NsmWorker:
             client.close()
 
     def _work(self) -> None:
-        while (run := self._queue.get()) is not None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._queue) or self._closing)
+                if not len(self._queue):
+                    break
+                run = self._queue.pop()
             run()
         self._drop()

@@ -31,7 +31,18 @@ class ConfinedPath:
     @property
     def text(self) -> str:
         """For JSON; bytes that are not UTF-8 become lone surrogates."""
-        return self.path.decode("utf-8", "surrogateescape")
+        return as_text(self.path)
+
+
+def as_text(path: bytes) -> str:
+    """Return a path for JSON; bytes that are not UTF-8 become lone surrogates."""
+    return path.decode("utf-8", "surrogateescape")
+
+
+def normalise(path: bytes) -> bytes | None:
+    """Return the one form of an absolute path, wherever it leads; None for what is none, or climbs."""
+    parts = _split(path)
+    return None if parts is None else b"/" + b"/".join(parts)
 
 
 def parse_roots(roots: Sequence[str]) -> tuple[bytes, ...]:

@@ -1,31 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clients send, checked. Pure."""
+"""What clients send, checked against its types. Pure."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 from enclavekit_core.errors import InputError
 
-from enclavekit_ra_web_srv.views import DEFAULT_VIEW, VIEWS
-
 MAX_QUERY_FIELDS = 16
-MAX_NONCE_BYTES = 64  # the challenge of a verifier is 20 to 32 bytes; the NSM would take 1024
-_NONCE = re.compile(rf"(?:[0-9a-fA-F]{{2}}){{1,{MAX_NONCE_BYTES}}}")
+MISSING = re.compile(r"Object missing required field `(\w+)`|Expected `str` of length >= 1 - at `\$\.(path)`")
+
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 
-class GenerateRequest(msgspec.Struct, forbid_unknown_fields=True):
-    path: str
+def parse_query(raw: str, kind: type[Struct]) -> Struct:
+    """Return the query string as `kind`; bytes that are not UTF-8 become lone surrogates, unknown fields are ignored.
 
-
-def parse_query(raw: str) -> dict[str, str]:
-    """Return the fields of a query string as sent; bytes that are not UTF-8 become lone surrogates.
-
-    Raises: InputError for one that is repeated, or too many.
+    Raises: InputError for a field that is missing, malformed or repeated, or too many.
     """
     try:
         pairs = parse_qsl(raw, keep_blank_values=True, errors="surrogateescape", max_num_fields=MAX_QUERY_FIELDS)
@@ -34,39 +29,29 @@ def parse_query(raw: str) -> dict[str, str]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
         raise InputError("read", "query", "a field is repeated")
-    return fields
+    try:
+        return msgspec.convert(fields, kind, strict=False)
+    except msgspec.ValidationError as exc:
+        raise _refuse("parameter", str(exc)) from exc
 
 
-def parse_path(fields: dict[str, str]) -> bytes:
-    """Return the `path` field. Raises InputError."""
-    return _path_bytes(fields.get("path", ""))
-
-
-def parse_generate(body: bytes) -> bytes:
-    """Return the path of the body of `POST /generate`. Raises InputError."""
+def parse_body(body: bytes, kind: type[Struct]) -> Struct:
+    """Return a JSON body as `kind`. Raises InputError."""
     try:
         # not msgspec's parser: it refuses escaped lone surrogates, which is how we write bytes that are no UTF-8
-        return _path_bytes(msgspec.convert(json.loads(body), GenerateRequest).path)
-    except (ValueError, RecursionError, msgspec.ValidationError) as exc:
-        raise InputError("read", "request body", str(exc)) from exc
+        return msgspec.convert(json.loads(body), kind)
+    except msgspec.ValidationError as exc:
+        raise _refuse("field", str(exc)) from exc
+    except (ValueError, RecursionError) as exc:
+        raise InputError("read", "request body", "it is not JSON") from exc
 
 
-def parse_nonce(fields: dict[str, str], *, required: bool) -> bytes | None:
-    """Return the `nonce` field, 1..MAX_NONCE_BYTES bytes in hex. Raises InputError."""
-    text = fields.get("nonce")
-    if text is None and not required:
-        return None
-    if text is None or not _NONCE.fullmatch(text):
-        raise InputError("use", "'nonce' parameter", f"it is not 1 to {MAX_NONCE_BYTES} bytes in hex")
-    return bytes.fromhex(text)
-
-
-def parse_view(fields: dict[str, str]) -> str:
-    """Return the `view` field. Raises InputError that names those there are."""
-    view = fields.get("view", DEFAULT_VIEW)
-    if view not in VIEWS:
-        raise InputError("use", "'view' parameter", f"it is none of {', '.join(VIEWS)}")
-    return view
+def path_bytes(text: str) -> bytes:
+    """Return the bytes of a path that came as text. Raises InputError for one that no file can have."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as exc:
+        raise InputError("use", "path", "it is not text") from exc
 
 
 def accepts_cbor(accept: str) -> bool:
@@ -74,10 +59,10 @@ def accepts_cbor(accept: str) -> bool:
     return any(part.partition(";")[0].strip().lower() == "application/cbor" for part in accept.split(","))
 
 
-def _path_bytes(text: str) -> bytes:
-    if not text:
-        raise InputError("use", "'path' parameter", "it is missing or empty")
-    try:
-        return os.fsencode(text)
-    except UnicodeEncodeError as exc:
-        raise InputError("use", "'path' parameter", "it is not text") from exc
+def _refuse(what: str, reason: str) -> InputError:
+    missing = MISSING.search(reason)
+    if missing is not None:
+        return InputError("use", f"'{missing[1] or missing[2]}' {what}", "it is missing or empty")
+    reason, _, where = reason.partition(" - at `$")
+    name = where.strip("`.")
+    return InputError("use", f"'{name}' {what}" if name else "request", reason[:1].lower() + reason[1:])

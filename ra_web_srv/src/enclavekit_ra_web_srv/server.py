@@ -5,34 +5,140 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
+import ssl
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aiohttp import web
 from enclavekit_attestation.binding import TlsIdentity
-from enclavekit_core.address import VsockAddress, parse_address
+from enclavekit_core.address import Address, VsockAddress, parse_address
 from enclavekit_core.aio import end_tasks
 from enclavekit_core.bus import SERVICE_RA
 from enclavekit_core.bus_connection import Bus, load_credentials
-from enclavekit_core.errors import ConfigError
+from enclavekit_core.errors import ConfigError, EnclavekitError
 from enclavekit_core.logs import get_logger
 from enclavekit_core.streams import Listener
-from enclavekit_core.tls import server_context
 
 from enclavekit_ra_web_srv.attest_ahead import AttestAhead
 from enclavekit_ra_web_srv.config import Config
 from enclavekit_ra_web_srv.evidence import Evidence
 from enclavekit_ra_web_srv.file_hasher import FileHasher
-from enclavekit_ra_web_srv.handlers import Handlers
+from enclavekit_ra_web_srv.handlers.checks import CheckRoutes
+from enclavekit_ra_web_srv.handlers.evidence import EvidenceRoutes
+from enclavekit_ra_web_srv.handlers.files import FileRoutes
+from enclavekit_ra_web_srv.handlers.manifests import ManifestRoutes
+from enclavekit_ra_web_srv.handlers.service import ServiceRoutes
+from enclavekit_ra_web_srv.http_shell import HttpShell, encode_json
 from enclavekit_ra_web_srv.jobs import Jobs
 from enclavekit_ra_web_srv.known_files import KnownFiles
+from enclavekit_ra_web_srv.manifest_keeper import ManifestKeeper
+from enclavekit_ra_web_srv.metrics import HttpCounters, Metric
 from enclavekit_ra_web_srv.nsm_worker import NsmWorker
+from enclavekit_ra_web_srv.openapi import openapi_document
 from enclavekit_ra_web_srv.paths import parse_roots
+from enclavekit_ra_web_srv.record_check import RecordCheck
+from enclavekit_ra_web_srv.record_store import RecordStore
+from enclavekit_ra_web_srv.redirect import redirect_application
+from enclavekit_ra_web_srv.tls_certificate import CertificateRenewal, make_context
+from enclavekit_ra_web_srv.vrf_key import VrfKey
 
-KEEPALIVE_S = 30.0
+KEEPALIVE_S = 30.0  # also how long a connection may be silent, or take for the head of a request
 SHUTDOWN_S = 5.0  # for requests under way; enclave_init allows 10 s by default
+LINGER_S = 0.2  # after an answer to a body that we did not read: time for the client to see the answer
+BACKLOG = 1024  # connections that arrive at once wait here
+MAX_LINE_BYTES = 64 * 1024  # of a request: a path of 4096 characters, each of four bytes and these escaped
 
 log = get_logger("ra-web-srv")
+
+
+class Service:
+    """All parts of one running server."""
+
+    def __init__(self, config: Config, stack: contextlib.AsyncExitStack) -> None:
+        """Raises ConfigError, DeviceError without an NSM."""
+        roots = parse_roots(config.roots)
+        credentials = load_credentials(config.credentials) if config.bus else None
+        dev_root = _read_dev_root(config.insecure_dev_root)
+        self.vrf = VrfKey(config.vrf_cipher_suite)
+        self.identity = TlsIdentity.generate(SERVICE_RA)
+        self.tls = make_context(self.identity, config.client_ca)
+        self.nsm = NsmWorker(config.nsm)
+        stack.callback(self.nsm.close)
+        self.hasher = FileHasher()
+        stack.callback(self.hasher.close)
+        self.bus = Bus(config.nats_url, SERVICE_RA, credentials) if config.bus else None
+        self.records = RecordStore(self.bus)
+        self.evidence = Evidence(self.nsm, self.identity, self.vrf, self.records)
+        self.ahead = AttestAhead(roots, self.hasher, self.evidence, self.records)
+        self.known = KnownFiles(self.ahead.note)
+        self.jobs = Jobs(self.hasher, self.known)
+        stack.push_async_callback(self.jobs.close)
+        self.keeper = ManifestKeeper(roots, self.hasher)
+        self.certificate = CertificateRenewal(self.identity, self.tls, self.evidence, lambda: self.keeper.root)
+        self.counters = HttpCounters()
+        checks = CheckRoutes(roots, self.hasher, self.evidence, self.vrf, dev_root)
+        stack.callback(checks.close)
+        spki = self.identity.spki_sha256
+        service = ServiceRoutes(
+            self.evidence, self.vrf, spki, self.keeper, self.known, self.ahead, self.bus, self.metrics
+        )
+        files = FileRoutes(
+            roots,
+            self.hasher,
+            self.known,
+            self.jobs,
+            self.evidence,
+            self.records,
+            self.ahead,
+            service.ready,
+        )
+        self.routes = [
+            *service.routes(),
+            *EvidenceRoutes(self.nsm, self.evidence, self.vrf, spki, lambda: self.keeper.root).routes(),
+            *files.routes(),
+            *ManifestRoutes(roots, self.keeper, self.evidence).routes(),
+            *checks.routes(),
+        ]
+        service.openapi = encode_json(openapi_document(self.routes))
+        shell = HttpShell(self.routes, self.counters, client_certificates=config.client_ca is not None)
+        self.application = shell.application()
+
+    async def learn_own_evidence(self) -> None:
+        """Ask the NSM once, so that records which are read back can be compared. A stuck NSM is asked again later."""
+        try:
+            self.records.check = RecordCheck(await self.evidence.fresh())
+        except EnclavekitError as exc:
+            log.error("the NSM does not answer: records on the bus are of no use", cause=str(exc))
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what is counted now."""
+        nsm, records = self.nsm.counters, self.records
+
+        def one(name: str, kind: str, text: str, value: float) -> Metric:
+            return Metric(name, kind, text, (("", value),))
+
+        yield Metric(
+            "answers_total",
+            "counter",
+            "Answers by status.",
+            tuple((f'{{status="{status}"}}', count) for status, count in sorted(self.counters.answers.items())),
+        )
+        yield one("nsm_calls_total", "counter", "Requests that the NSM was given.", nsm.calls)
+        yield one("nsm_errors_total", "counter", "Of these, those that failed.", nsm.errors)
+        yield one("nsm_timeouts_total", "counter", "Callers who waited too long for the NSM.", nsm.timeouts)
+        yield one("nsm_refused_total", "counter", "Requests refused because the queue was full.", nsm.refused)
+        yield one("nsm_busy_seconds_total", "counter", "Time spent in the NSM.", nsm.busy_s)
+        yield one("nsm_queued", "gauge", "Requests that wait for the NSM.", self.nsm.queued)
+        yield one("jobs_running", "gauge", "Jobs of /generate.", self.jobs.running)
+        yield one("files_on_bus", "gauge", "Files that fs-monitor has told of.", self.known.on_bus)
+        yield one("attested_ahead_total", "counter", "Documents made before anybody asked.", self.ahead.attested)
+        yield one("records_hot", "gauge", "Records in memory.", records.hot)
+        yield one("records_written_total", "counter", "Records written to the bus.", records.written)
+        yield one("records_read_back_total", "counter", "Records read back from the bus.", records.read_back)
+        yield one("records_refused_total", "counter", "Records on the bus that were of no use.", records.refused)
+        yield one("manifests_total", "counter", "Manifests made.", self.keeper.made)
 
 
 async def serve(config: Config, *, print_address: bool = False) -> None:
@@ -43,55 +149,84 @@ async def serve(config: Config, *, print_address: bool = False) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    address = parse_address(config.listen, "tcp")
-    if isinstance(address, VsockAddress):
-        raise ConfigError(
-            f"address {config.listen!r}", "", "put pf-proxy before it: the server takes tcp:// and unix://"
-        )
-    roots = parse_roots(config.roots)
-    credentials = load_credentials(config.credentials) if config.bus else None
+    config.check()
+    address = _address(config.listen)
+    _raise_file_limit()
     async with contextlib.AsyncExitStack() as stack:
-        nsm = NsmWorker(config.nsm)
-        stack.callback(nsm.close)
-        identity = TlsIdentity.generate(SERVICE_RA)
-        hasher = FileHasher()
-        stack.callback(hasher.close)
-        evidence = Evidence(nsm, identity)
-        ahead = AttestAhead(roots, hasher, evidence)
-        known = KnownFiles(ahead.note)
-        jobs = Jobs(hasher, known)
-        stack.push_async_callback(jobs.close)
-        bus = Bus(config.nats_url, SERVICE_RA, credentials) if config.bus else None
-        handlers = Handlers(roots, hasher, known, jobs, nsm, evidence, identity.spki_sha256, bus, ahead)
-
-        listener = stack.enter_context(Listener(address))
-        runner = web.AppRunner(
-            handlers.application(), access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=SHUTDOWN_S
-        )
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        listener.socket.setblocking(False)
-        tls = server_context(identity.certificate_pem, identity.key_pem)
-        await web.SockSite(runner, listener.socket, ssl_context=tls).start()
-        log.info("serving", address=str(listener.bound_address), tls_spki_sha256=identity.spki_sha256.hex())
+        service = Service(config, stack)
+        listener = await _listen(stack, service.application, address, service.tls)
+        if config.http_listen is not None:
+            assert config.public_host is not None
+            await _listen(stack, redirect_application(config.public_host), _address(config.http_listen), None)
+        await service.learn_own_evidence()
+        log.info("serving", address=str(listener.bound_address), tls_spki_sha256=service.identity.spki_sha256.hex())
         if print_address:
             print(listener.bound_address, flush=True)
 
-        following: list[asyncio.Future[None]] = []
-        if bus is not None:
-            parts = (known.follow_bus(bus, config.hash_bucket_name), ahead.run())
-            following = [asyncio.ensure_future(part) for part in parts]
-            stack.push_async_callback(_end_following, following, bus)
+        parts = [service.keeper.run(), service.ahead.run(), service.ahead.refresh(), service.certificate.run()]
+        if service.bus is not None:
+            parts += [service.known.follow_bus(service.bus, config.hash_bucket_name), service.records.run()]
+        running = [asyncio.ensure_future(part) for part in parts]
+        stack.push_async_callback(_end, running, service.bus)
         stopping = asyncio.ensure_future(stop.wait())
-        ends: list[asyncio.Future[Any]] = [stopping, *following]
+        ends: list[asyncio.Future[Any]] = [stopping, *running]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        for part in following:
+        for part in running:
             if part.done():
                 part.result()  # they end by an error only
     log.info("stopped")
 
 
-async def _end_following(following: list[asyncio.Future[None]], bus: Bus) -> None:
-    await end_tasks(following)
-    await bus.close()
+async def _listen(
+    stack: contextlib.AsyncExitStack, application: web.Application, address: Address, tls: ssl.SSLContext | None
+) -> Listener:
+    listener = stack.enter_context(Listener(address))
+    runner = await start_runner(application)
+    stack.push_async_callback(runner.cleanup)
+    listener.socket.setblocking(False)
+    await web.SockSite(runner, listener.socket, ssl_context=tls, backlog=BACKLOG).start()
+    return listener
+
+
+async def start_runner(application: web.Application) -> web.AppRunner:
+    """Return a runner, ready for a site; who started it cleans it up."""
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        keepalive_timeout=KEEPALIVE_S,
+        shutdown_timeout=SHUTDOWN_S,
+        lingering_time=LINGER_S,
+        max_line_size=MAX_LINE_BYTES,
+    )
+    await runner.setup()
+    return runner
+
+
+def _address(text: str) -> Address:
+    address = parse_address(text, "tcp")
+    if isinstance(address, VsockAddress):
+        raise ConfigError(f"address {text!r}", "", "put pf-proxy before it: the server takes tcp:// and unix://")
+    return address
+
+
+def _read_dev_root(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    from enclavekit_attestation.roots import read_insecure_dev_root
+
+    log.warning("insecure: the /verify_* routes trust a development root instead of AWS's", file=path)
+    return read_insecure_dev_root(path)
+
+
+def _raise_file_limit() -> None:
+    """Take as many descriptors as we may: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _end(running: Sequence[asyncio.Future[None]], bus: Bus | None) -> None:
+    await end_tasks(running)
+    if bus is not None:
+        await bus.close()

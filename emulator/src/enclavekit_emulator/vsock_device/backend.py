@@ -95,14 +95,12 @@ class Backend:
         self._serve()
 
     def _serve(self) -> None:
-        """Move what can be moved, then tell the guest once."""
+        """Move what can be moved, then tell the guest once for each ring that has news; its interrupts are dear."""
         if self.is_broken:
             return
         try:
-            took = gave = False
             for _ in range(TURNS_PER_WAKE_UP):
                 more, filled = self.device.take_from_guest(), self.device.give_to_guest()
-                took, gave = True, gave or filled
                 if not (more or filled or self.device.has_ready):
                     break
             else:
@@ -110,10 +108,9 @@ class Backend:
         except (RingError, BadAddressError, PacketError) as exc:
             self._break(str(exc))
             return
-        if took:
-            self._call(TX)
-        if gave:
-            self._call(RX)
+        for index, ring in enumerate(self._rings):
+            if ring is not None and ring.has_news():
+                self._call(index)
 
     def _kick_self(self) -> None:
         """There is more than a turn's work: come back as soon as epoll has been asked."""

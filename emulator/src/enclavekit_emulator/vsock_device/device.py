@@ -6,19 +6,18 @@ recvmsg(2), many buffers a call. Only what a slow socket does not take is copied
 
 Nothing here blocks, and nothing grows with what the guest does: connections are bounded, each says what it has to say
 from a set of at most five things, and while too many resets of unknown connections wait for buffers, no more is taken.
-What a slow socket leaves behind lies in one buffer per connection, so that many small packets cost no more than a few
-large ones.
 """
 
 from __future__ import annotations
 
 import select
 import socket
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+from enclavekit_emulator.vsock_device.chain_views import scatter, split_views, split_writable, trim, write_header
 from enclavekit_emulator.vsock_device.connection import Connection, Event, State, reset_for
+from enclavekit_emulator.vsock_device.links import UNWATCHED, Key, Link, Links
 from enclavekit_emulator.vsock_device.packet import (
     HEADER_BYTES,
     TYPE_STREAM,
@@ -34,42 +33,19 @@ MAX_CONNECTIONS = 4096
 MAX_WAITING_RESETS = 256  # of packets without a connection; then the guest is not listened to until it gives buffers
 CHAINS_PER_TURN = 64  # of one connection: 256 KiB in Linux's buffers, then the next has its turn
 PACKETS_PER_TURN = 256  # taken from the guest, then its sockets have their turn
-UNWATCHED = 1 << 31  # instead of epoll's events: not in epoll at all
 PEER_PORT_BASE = 0x4000_0000  # host-side ports, apart from those that services listen on
 
-Key = tuple[int, int, int]  # guest port, peer CID, peer port
 Answer = Callable[[socket.socket | None], None]  # a connected non-blocking socket, or None: there can be none
 Dial = Callable[[int, int, Answer], None]  # (CID, port): answers once, at once or later
 
 
-@dataclass(slots=True, eq=False)
-class Link:
-    """A connection and its socket."""
-
-    connection: Connection
-    key: Key
-    sock: socket.socket | None
-    pending: bytearray = field(default_factory=bytearray)
-    """What the guest has sent and the socket has not taken."""
-    mask: int = 0
-    """What epoll watches the socket for."""
-    is_ready: bool = False
-    """In the list of sockets that may have something for the guest."""
-    on_answer: Callable[[bool], None] | None = None
-    """Called once when the guest has accepted or refused."""
-
-
 class VsockDevice:
-    """One guest's device. The owner calls `on_socket`, `on_kick` and `flush`, and waits on `epoll` in between."""
+    """One guest's device. Its owner calls `on_socket`, `take_from_guest`, `give_to_guest`, then waits on `epoll`."""
 
     def __init__(self, guest_cid: int, epoll: select.epoll, dial: Dial, max_connections: int = MAX_CONNECTIONS) -> None:
         """Serve guest `guest_cid`, which reaches others by `dial`; each connection costs a descriptor."""
         self.guest_cid, self._max_connections = guest_cid, max_connections
-        self._epoll, self._dial = epoll, dial
-        self._links: dict[Key, Link] = {}
-        self._by_fd: dict[int, Link] = {}
-        self._to_say: OrderedDict[Key, Link] = OrderedDict()
-        self._ready: deque[Link] = deque()
+        self._links, self._dial = Links(epoll), dial
         self._resets: deque[Packet] = deque()
         self._next_port = PEER_PORT_BASE
         self._rx: SplitRing | None = None
@@ -86,15 +62,12 @@ class VsockDevice:
     def reset(self) -> None:
         """The guest's driver is gone, and with it every connection."""
         self._rx = self._tx = None
-        for link in list(self._links.values()):
-            link.connection.state = State.CLOSED
-            self._forget(link)
+        self._links.drop_all()
         self._resets.clear()
-        self._to_say.clear()
 
     def owns(self, fd: int) -> bool:
         """Say whether an event of epoll's is for `on_socket`."""
-        return fd in self._by_fd
+        return fd in self._links.by_fd
 
     # -- connections that a socket of ours asks for
 
@@ -108,17 +81,17 @@ class VsockDevice:
         key = (port, peer_cid, self._choose_port(port, peer_cid))
         connection = Connection(self.guest_cid, port, peer_cid, key[2], State.ASKING)
         connection.still_to_say.add(Op.REQUEST)
-        self._add(Link(connection, key, sock, on_answer=on_answer))
+        self._links.add(Link(connection, key, sock, on_answer=on_answer))
         return True
 
     def abandon(self, sock: socket.socket) -> None:
         """Whoever asked waits no longer."""
-        link = self._by_fd.get(sock.fileno())
+        link = self._links.by_fd.get(sock.fileno())
         if link is not None and link.connection.state is State.ASKING:
-            self._abort(link)
+            self._links.abort(link)
 
     def _choose_port(self, port: int, peer_cid: int) -> int:
-        while (port, peer_cid, self._next_port) in self._links:
+        while (port, peer_cid, self._next_port) in self._links.by_key:
             self._next_port += 1
         chosen = self._next_port
         self._next_port = PEER_PORT_BASE + (chosen + 1 - PEER_PORT_BASE) % PEER_PORT_BASE
@@ -128,19 +101,19 @@ class VsockDevice:
 
     def on_socket(self, fd: int, events: int) -> None:
         """A socket is readable or writable."""
-        link = self._by_fd[fd]
+        link = self._links.by_fd[fd]
         gone = events & (select.EPOLLHUP | select.EPOLLERR)
         if link.pending and (gone or events & select.EPOLLOUT):
-            self._drain(link)
+            self._links.drain(link)
         if link.sock is None or not (gone or events & select.EPOLLIN):
             return
         if link.connection.state is State.ASKING:
-            self._abort(link)  # it has nothing to say before the answer but its end
+            self._links.abort(link)  # it has nothing to say before the answer but its end
         elif link.mask & select.EPOLLIN:
-            self._watch(link, link.mask & ~select.EPOLLIN)
-            self._make_ready(link)
+            self._links.watch(link, link.mask & ~select.EPOLLIN)
+            self._links.make_ready(link)
         elif gone and not link.pending:
-            self._watch(link, UNWATCHED)  # epoll would report it for ever; the guest's credit is what we wait for
+            self._links.watch(link, UNWATCHED)  # epoll would report it for ever; the guest's credit is what we wait for
 
     def take_from_guest(self) -> bool:
         """Take what the guest has sent; True if there may be more. Raises RingError, BadAddressError, PacketError."""
@@ -162,10 +135,10 @@ class VsockDevice:
         if rx is None:
             return False
         gave = self._say(rx)
-        for _ in range(len(self._ready)):
-            if self._to_say or not rx.waiting():
+        for _ in range(len(self._links.ready)):
+            if self._links.to_say or not rx.waiting():
                 break
-            link = self._ready.popleft()
+            link = self._links.ready.popleft()
             link.is_ready = False
             gave |= self._fill(link, rx)
         return self._say(rx) or gave  # what filling has found out: ends, lost sockets
@@ -173,12 +146,12 @@ class VsockDevice:
     def _say(self, rx: SplitRing) -> bool:
         """Give the guest all packets without payload that wait; True if there was one."""
         said = False
-        while (self._resets or self._to_say) and (chain := rx.take()):
+        while (self._resets or self._links.to_say) and (chain := rx.take()):
             packet = self._next_to_say()
             if packet is None:
                 rx.put_back()
                 break
-            _write_header(chain, encode_packet(packet))
+            write_header(chain, encode_packet(packet))
             rx.give_back(chain.head, HEADER_BYTES)
             said = True
         return said
@@ -186,7 +159,7 @@ class VsockDevice:
     @property
     def has_ready(self) -> bool:
         """Whether a socket has something for the guest and the guest has room."""
-        return bool(self._ready) and self._rx is not None and self._rx.waiting() > 0
+        return bool(self._links.ready) and self._rx is not None and self._rx.waiting() > 0
 
     # -- from the guest
 
@@ -196,13 +169,13 @@ class VsockDevice:
         if sum(map(len, payload)) < packet.length:
             raise PacketError(f"a packet of {packet.length} bytes in a smaller buffer")
         key = (packet.src_port, packet.dst_cid, packet.dst_port)
-        link = self._links.get(key)
+        link = self._links.by_key.get(key)
         if packet.src_cid != self.guest_cid or packet.type != TYPE_STREAM:
             self._refuse(packet)
         elif link is not None:
             for event in link.connection.on_packet(packet):
                 self._on_event(link, event, payload, packet.length)
-            self._note(link)
+            self._links.note(link)
         elif packet.op == Op.REQUEST:
             self._on_request(packet, key)
         else:
@@ -221,7 +194,7 @@ class VsockDevice:
             packet.fwd_cnt,
         )  # fmt: skip
         link = Link(connection, key, None)
-        self._links[key] = link
+        self._links.by_key[key] = link
         self._dial(packet.dst_cid, packet.dst_port, lambda sock: self._on_dialled(link, sock))
 
     def _on_dialled(self, link: Link, sock: socket.socket | None) -> None:
@@ -232,67 +205,28 @@ class VsockDevice:
             return
         if sock is None:
             connection.abort()
-            self._note(link)
+            self._links.note(link)
             return
         connection.accept()
         link.sock = sock
-        self._add(link)
-        self._watch(link, select.EPOLLIN)
+        self._links.add(link)
+        self._links.watch(link, select.EPOLLIN)
 
     def _on_event(self, link: Link, event: Event, payload: list[memoryview], length: int) -> None:
         match event:
             case Event.CONNECTED:
-                self._answer(link, True)
-                self._watch(link, select.EPOLLIN)
+                self._links.answer(link, True)
+                self._links.watch(link, select.EPOLLIN)
             case Event.REFUSED | Event.RESET:
-                self._answer(link, False)
-                self._close_socket(link)
+                self._links.answer(link, False)
+                self._links.close_socket(link)
             case Event.PAYLOAD:
-                self._send(link, payload, length)
+                self._links.send(link, payload, length)
             case Event.GUEST_SENT_ALL | Event.GUEST_READS_NO_MORE:
-                self._settle(link)
+                self._links.settle(link)
             case Event.CREDIT:
                 if link.sock is not None and not link.is_ready and not link.mask & select.EPOLLIN:
-                    self._make_ready(link)
-
-    def _send(self, link: Link, payload: list[memoryview], length: int) -> None:
-        """Write what the guest sent; what the socket does not take is copied and kept."""
-        views = _trim(payload, length)
-        taken = 0
-        if link.sock is None:
-            taken = length  # nobody reads it any more
-        elif not link.pending:
-            try:
-                taken = link.sock.sendmsg(views, (), socket.MSG_NOSIGNAL)
-            except (BlockingIOError, InterruptedError):
-                pass
-            except OSError:
-                self._abort(link)
-                return
-        link.connection.on_taken(taken)
-        for view in views:
-            if taken < len(view):
-                link.pending += view[taken:]
-            taken = max(taken - len(view), 0)
-        if link.pending:
-            self._watch(link, (link.mask & ~UNWATCHED) | select.EPOLLOUT)
-
-    def _drain(self, link: Link) -> None:
-        """Write what is kept, as far as the socket takes it."""
-        while link.pending and link.sock is not None:
-            try:
-                taken = link.sock.send(link.pending, socket.MSG_NOSIGNAL)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError:
-                self._abort(link)
-                return
-            link.connection.on_taken(taken)
-            del link.pending[:taken]  # moves a pointer, not the rest
-        if not link.pending:
-            self._watch(link, link.mask & ~select.EPOLLOUT)
-            self._settle(link)
-        self._note(link)
+                    self._links.make_ready(link)
 
     # -- to the guest
 
@@ -307,8 +241,8 @@ class VsockDevice:
         chains: list[tuple[Chain, list[memoryview], list[memoryview]]] = []
         views: list[memoryview] = []
         while room and len(chains) < CHAINS_PER_TURN and (chain := rx.take()):
-            header, payload = _split_writable(chain)
-            payload = _trim(payload, min(room, sum(map(len, payload))))
+            header, payload = split_writable(chain)
+            payload = trim(payload, min(room, sum(map(len, payload))))
             if not payload:
                 raise RingError("a receive buffer without room for a byte")
             room -= sum(map(len, payload))
@@ -324,16 +258,16 @@ class VsockDevice:
             rx.put_back()
         if count <= 0:
             if count == -1:
-                self._watch(link, (link.mask & ~UNWATCHED) | select.EPOLLIN)
+                self._links.watch(link, (link.mask & ~UNWATCHED) | select.EPOLLIN)
             elif count == 0:
                 connection.on_socket_end()
-                self._settle(link)
-                self._note(link)
+                self._links.settle(link)
+                self._links.note(link)
             else:
-                self._abort(link)
+                self._links.abort(link)
             return False
         self._hand_over(link, rx, chains, count)
-        self._make_ready(link)
+        self._links.make_ready(link)
         return True
 
     def _hand_over(
@@ -344,7 +278,7 @@ class VsockDevice:
             here = min(count, sum(map(len, payload)))
             if not here:
                 break
-            _scatter(header, encode_packet(link.connection.packet(Op.RW, here)))
+            scatter(header, encode_packet(link.connection.packet(Op.RW, here)))
             # the chain counts as taken from here; its content cannot have been read before
             rx.next_available = (rx.next_available + 1) & 0xFFFF
             rx.give_back(chain.head, HEADER_BYTES + here)
@@ -354,135 +288,13 @@ class VsockDevice:
     def _next_to_say(self) -> Packet | None:
         if self._resets:
             return self._resets.popleft()
-        while self._to_say:
-            key, link = next(iter(self._to_say.items()))
+        while self._links.to_say:
+            key, link = next(iter(self._links.to_say.items()))
             packet = link.connection.next_packet()
             if not link.connection.still_to_say:
-                del self._to_say[key]
+                del self._links.to_say[key]
                 if link.connection.state is State.CLOSED:
-                    self._forget(link)
+                    self._links.forget(link)
             if packet is not None:
                 return packet
         return None
-
-    # -- bookkeeping
-
-    def _add(self, link: Link) -> None:
-        assert link.sock is not None
-        self._links[link.key] = link
-        self._by_fd[link.sock.fileno()] = link
-        self._epoll.register(link.sock.fileno(), 0)
-        self._note(link)
-
-    def _note(self, link: Link) -> None:
-        """After a change: is there something to say, is it over?"""
-        if link.connection.state is State.OPEN and link.connection.is_over and not link.pending:
-            link.connection.abort()  # the RST that the guest's close() waits for
-            self._close_socket(link)
-        if link.connection.still_to_say:
-            self._to_say[link.key] = link
-        elif link.connection.state is State.CLOSED:
-            self._forget(link)
-
-    def _settle(self, link: Link) -> None:
-        """Shut the socket in the directions that have ended."""
-        connection, sock = link.connection, link.sock
-        if sock is None:
-            return
-        try:
-            if not connection.guest_sends and not link.pending:
-                sock.shutdown(socket.SHUT_WR)
-            if not connection.guest_reads:
-                sock.shutdown(socket.SHUT_RD)
-        except OSError:
-            pass  # it is gone: reading or writing says so
-        if not connection.guest_sends and not link.pending and not connection.we_send:
-            connection.on_socket_deaf()
-            self._close_socket(link)
-
-    def _make_ready(self, link: Link) -> None:
-        if not link.is_ready:
-            link.is_ready = True
-            self._ready.append(link)
-
-    def _answer(self, link: Link, accepted: bool) -> None:
-        if link.on_answer is not None:
-            call, link.on_answer = link.on_answer, None
-            call(accepted)
-
-    def _abort(self, link: Link) -> None:
-        link.connection.abort()
-        self._answer(link, False)
-        self._close_socket(link)
-        self._note(link)
-
-    def _forget(self, link: Link) -> None:
-        self._answer(link, False)
-        self._close_socket(link)
-        self._links.pop(link.key, None)
-        self._to_say.pop(link.key, None)
-
-    def _watch(self, link: Link, mask: int) -> None:
-        if link.sock is None or mask == link.mask:
-            return
-        if mask == UNWATCHED:
-            self._epoll.unregister(link.sock.fileno())
-        elif link.mask == UNWATCHED:
-            self._epoll.register(link.sock.fileno(), mask)
-        else:
-            self._epoll.modify(link.sock.fileno(), mask)
-        link.mask = mask
-
-    def _close_socket(self, link: Link) -> None:
-        if link.sock is not None:
-            del self._by_fd[link.sock.fileno()]
-            link.sock.close()  # which takes it out of epoll as well
-            link.sock = None
-        link.pending.clear()
-
-
-def split_views(views: list[memoryview]) -> tuple[bytes, list[memoryview]]:
-    """Return the header's bytes and what follows them, however the driver has cut its buffers."""
-    header = b""
-    for index, view in enumerate(views):
-        need = HEADER_BYTES - len(header)
-        header += bytes(view[:need])
-        if len(view) > need:
-            return header, [view[need:], *views[index + 1 :]]
-        if len(header) == HEADER_BYTES:
-            return header, views[index + 1 :]
-    return header, []
-
-
-def _split_writable(chain: Chain) -> tuple[list[memoryview], list[memoryview]]:
-    """Return where the header goes and where the payload goes. Raises RingError if not even the header has room."""
-    header: list[memoryview] = []
-    need = HEADER_BYTES
-    for index, view in enumerate(chain.writable):
-        header.append(view[:need])
-        if len(view) >= need:
-            rest = [view[need:]] if len(view) > need else []
-            return header, rest + chain.writable[index + 1 :]
-        need -= len(view)
-    raise RingError("a receive buffer without room for a header")
-
-
-def _write_header(chain: Chain, raw: bytes) -> None:
-    _scatter(_split_writable(chain)[0], raw)
-
-
-def _scatter(views: list[memoryview], raw: bytes) -> None:
-    for view in views:
-        view[:] = raw[: len(view)]
-        raw = raw[len(view) :]
-
-
-def _trim(views: list[memoryview], size: int) -> list[memoryview]:
-    """Return the first `size` bytes of `views`."""
-    trimmed = []
-    for view in views:
-        if not size:
-            break
-        trimmed.append(view[:size])
-        size -= len(trimmed[-1])
-    return trimmed

@@ -54,7 +54,7 @@ class SplitRing:
         self._available, self._used_bytes = available.cast("H"), used
         self._used_index = used[2:4].cast("H")
         self.next_available = base
-        self._next_used = self._used_index[0]
+        self._next_used = self._told = self._used_index[0]
 
     @staticmethod
     def sizes(size: int) -> tuple[int, int, int]:
@@ -113,3 +113,8 @@ class SplitRing:
         USED_ELEMENT.pack_into(self._used_bytes, offset, head, written)
         self._next_used = (self._next_used + 1) & 0xFFFF
         self._used_index[0] = self._next_used  # last: from here the guest sees it
+
+    def has_news(self) -> bool:
+        """Say whether anything was handed back since the last call, which is when the guest has to be told."""
+        told, self._told = self._told, self._next_used
+        return told != self._next_used

@@ -7,6 +7,10 @@ certificate of the TLS connection it is on. The service name keeps evidence for 
 another's. The encoding is compact JSON with the keys in this order:
 
     user_data = {"purpose":"enclavekit/tls/1","service":"<service>","spki_sha256":"<64 hex digits>"}
+
+A service may bind more of its own state in the same document; then these follow, each at most once, in this order:
+
+    "vrf_cipher_suite":"<name>","vrf_public_key":"<hex>","manifest_root":"<128 hex digits>"
 """
 
 from __future__ import annotations
@@ -14,12 +18,20 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from enclavekit_core.errors import LocalProtocolError, VerificationError
 
 PURPOSE = "enclavekit/tls/1"
 MAX_SERVICE_CHARS = 64  # keeps the encoding below the 512 bytes of user_data that every verifier accepts
+# what may follow the key, in this order, and what each must look like; together they stay below 512 bytes
+STATE = {
+    "vrf_cipher_suite": re.compile(r"[A-Za-z0-9_-]{1,40}"),
+    "vrf_public_key": re.compile(r"(?:[0-9a-f]{2}){32,33}"),
+    "manifest_root": re.compile(r"[0-9a-f]{128}"),
+}
 CERTIFICATE_LIFETIME = datetime.timedelta(days=3650)  # trust comes from evidence, so expiry must never be what ends it
 CLOCK_SLACK = datetime.timedelta(days=1)  # an enclave's clock may be off at boot
 
@@ -71,14 +83,15 @@ class TlsIdentity:
         )
 
 
-def encode_binding(service: str, spki_sha256: bytes) -> bytes:
+def encode_binding(service: str, spki_sha256: bytes, state: Mapping[str, str] | None = None) -> bytes:
     """Return the `user_data` that binds a TLS key to `service`.
 
     Args:
         service: "pipeline", "ra-web-srv", ...: 1..MAX_SERVICE_CHARS ASCII characters.
         spki_sha256: 32 bytes.
+        state: what else the document says; keys of STATE.
     Raises:
-        LocalProtocolError if either is not so.
+        LocalProtocolError if one of them is not so.
     """
     if not (service.isascii() and service.isprintable() and 1 <= len(service) <= MAX_SERVICE_CHARS):
         raise LocalProtocolError(
@@ -87,6 +100,14 @@ def encode_binding(service: str, spki_sha256: bytes) -> bytes:
     if len(spki_sha256) != hashlib.sha256().digest_size:
         raise LocalProtocolError(f"cannot bind service {service!r}: {len(spki_sha256)} bytes are not a SHA-256")
     fields = {"purpose": PURPOSE, "service": service, "spki_sha256": spki_sha256.hex()}
+    state = state or {}
+    if unknown := set(state) - set(STATE):
+        raise LocalProtocolError(f"cannot bind service {service!r}: {min(unknown)!r} is none of its state")
+    for name, form in STATE.items():
+        if name in state:
+            if not form.fullmatch(state[name]):
+                raise LocalProtocolError(f"cannot bind service {service!r}: its {name} is malformed")
+            fields[name] = state[name]
     return json.dumps(fields, separators=(",", ":")).encode()
 
 
@@ -100,12 +121,26 @@ def read_binding(user_data: bytes | None, service: str) -> bytes:
 
     Raises: VerificationError if it is no binding, or another service's.
     """
-    digits = hashlib.sha256().digest_size * 2
+    return _read(user_data, service)[0]
+
+
+def read_state(user_data: bytes | None, service: str) -> dict[str, str]:
+    """Return what a *verified* document binds beside the key, by the names of STATE.
+
+    Raises: VerificationError if it is no binding, or another service's.
+    """
+    return _read(user_data, service)[1]
+
+
+def _read(user_data: bytes | None, service: str) -> tuple[bytes, dict[str, str]]:
+    """Return key and state. What `encode_binding` would not have written byte for byte is refused."""
     try:
-        spki_sha256 = bytes.fromhex(json.loads(user_data or b"")["spki_sha256"])
-        if len(spki_sha256) == digits // 2 and user_data == encode_binding(service, spki_sha256):
-            return spki_sha256
-    except (ValueError, RecursionError, LookupError, TypeError):
+        fields = json.loads(user_data or b"")
+        spki_sha256 = bytes.fromhex(fields["spki_sha256"])
+        state = {name: fields[name] for name in STATE if name in fields}
+        if user_data == encode_binding(service, spki_sha256, state):
+            return spki_sha256, state
+    except (ValueError, RecursionError, LookupError, TypeError, LocalProtocolError):
         pass
     raise VerificationError("TLS binding", _explain_mismatch(user_data, service), actual=user_data)
 
@@ -123,10 +158,11 @@ def check_binding(
         VerificationError saying what differs.
     """
     spki = _spki_of(certificate_der)
-    expected = encode_binding(service, hashlib.sha256(spki).digest())
-    if user_data != expected:
+    expected = hashlib.sha256(spki).digest()
+    found = read_binding(user_data, service)
+    if found != expected:
         reason = _explain_mismatch(user_data, service)
-        raise VerificationError("TLS binding", reason, expected=expected, actual=user_data)
+        raise VerificationError("TLS binding", reason, expected=expected, actual=found)
     if public_key is not None and public_key != spki:
         reason = "the public_key of the document is not the key of the TLS connection"
         raise VerificationError("TLS binding", reason, expected=spki, actual=public_key)

@@ -16,6 +16,11 @@ EXIT_CODES = {
     StepName.USER_DATA: (18, "user_data not as the policy demands"),
     StepName.BINDING: (19, "made for another TLS key or service"),
 }
+FILE_EXIT_CODE, PROOF_EXIT_CODE = 20, 21
+OF_FILES = {
+    FILE_EXIT_CODE: "the file in the enclave is another (attest file)",
+    PROOF_EXIT_CODE: "its VRF proof does not hold (attest file)",
+}
 
 
 def exit_code_of(step: str) -> int:
@@ -27,7 +32,8 @@ def help_text() -> str:
     rows = [
         (0, "verified: every check that was asked for held"),
         (2, "the command line or an input file cannot be used"),
-        (3, "no connection, or no evidence at the other end (--url)"),
+        (3, "no connection, or no evidence at the other end"),
         *((code, f"not verified: {meaning}") for code, meaning in EXIT_CODES.values()),
+        *((code, f"not verified: {meaning}") for code, meaning in OF_FILES.items()),
     ]
     return "exit codes:\n" + "".join(f"  {code:<3}{meaning}\n" for code, meaning in rows)

@@ -20,7 +20,7 @@ MARKS = {True: "ok", False: "FAIL", None: "-"}
 
 
 def as_text(report: Report) -> str:
-    lines = [_step_line(step) for step in report.steps]
+    lines = [step_line(step) for step in report.steps]
     document = report.document
     if document is None:
         return "\n".join([*lines, "", "NOT VERIFIED"])
@@ -45,7 +45,7 @@ def as_json(report: Report, service: str | None = None) -> str:
     document, failure = report.document, report.first_failure
     table: dict[str, object] = {"verified": report.passed, "mode": report.mode.value}
     if document is not None:
-        table |= _fields_of(document)
+        table |= fields_of(document)
         bound = next((step.found for step in report.steps if step.name == StepName.BINDING), None)
         table["binding"] = None if bound is None else {"service": service, "spki_sha256": bound}
         table["notes"] = list(notes_of(document))
@@ -55,7 +55,8 @@ def as_json(report: Report, service: str | None = None) -> str:
     return json.dumps(table, indent=2)
 
 
-def _fields_of(document: VerifiedDocument) -> dict[str, object]:
+def fields_of(document: VerifiedDocument) -> dict[str, object]:
+    """Return the fields of a document for programs."""
     return {
         "verified_at_ms": document.verified_at_ms,
         "needs_anchor": document.needs_anchor,
@@ -89,7 +90,8 @@ def notes_of(document: VerifiedDocument) -> Iterator[str]:
         yield "no nonce was asked for: the document may be replayed within its greatest age"
 
 
-def _step_line(step: Step) -> str:
+def step_line(step: Step) -> str:
+    """Return one step for people."""
     return f"{MARKS[step.passed]:4}  {step.name:10} {step.detail}"
 
 

@@ -2,7 +2,7 @@
 """The configuration of the enclave's NATS server: one account per service, each with the least it needs. Pure.
 
     fs-monitor   creates the buckets fs_hashes and fs_records, writes, lists and purges them
-    ra-web-srv   reads both
+    ra-web-srv   reads both; creates fs_att_docs, writes and reads it
 
 A service's inbox has a prefix of its own (`inbox_prefix`), so that no service can listen to another's replies.
 Source: NATS documentation, "Authorization"; subjects of the JetStream API as of nats-server 2.9.
@@ -13,7 +13,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from enclavekit_core.bus import BUCKET_HASHES, BUCKET_RECORDS, MAX_KEY_CHARS, SERVICE_FS_MONITOR, SERVICE_RA
+from enclavekit_core.bus import (
+    BUCKET_DOCUMENTS,
+    BUCKET_HASHES,
+    BUCKET_RECORDS,
+    MAX_KEY_CHARS,
+    SERVICE_FS_MONITOR,
+    SERVICE_RA,
+)
 
 SERVICES = (SERVICE_FS_MONITOR, SERVICE_RA)
 DEFAULT_MAX_STORE_BYTES = 256 * 1024 * 1024  # on a tmpfs: half a million files with their hashes and records fit
@@ -40,24 +47,27 @@ def inbox_prefix(service: str) -> str:
 
 def permissions(service: str) -> dict[str, list[str]]:
     """Return the subjects that `service` may publish and subscribe to."""
-    read, write = [], []
-    for bucket in (BUCKET_HASHES, BUCKET_RECORDS):
-        stream = f"KV_{bucket}"
-        read += [
-            f"$JS.API.STREAM.INFO.{stream}",
-            f"$JS.API.STREAM.MSG.GET.{stream}",
-            f"$JS.API.CONSUMER.CREATE.{stream}",
-            f"$JS.API.CONSUMER.CREATE.{stream}.>",
-            f"$JS.API.CONSUMER.INFO.{stream}.*",
-            f"$JS.API.CONSUMER.DELETE.{stream}.*",
-            f"$JS.FC.{stream}.>",
-        ]
+    hashes = (BUCKET_HASHES, BUCKET_RECORDS)
+    owned = hashes if service == SERVICE_FS_MONITOR else (BUCKET_DOCUMENTS,)
+    readable = hashes if service == SERVICE_FS_MONITOR else (*hashes, BUCKET_DOCUMENTS)
+    publish = [subject for bucket in readable for subject in _reading(f"KV_{bucket}")]
+    for bucket in owned:
         # purging takes away what a deletion leaves, which would else stay for ever
-        write += [f"$JS.API.STREAM.CREATE.{stream}", f"$JS.API.STREAM.PURGE.{stream}", f"$KV.{bucket}.>"]
-    return {
-        "publish": read + write if service == SERVICE_FS_MONITOR else read,
-        "subscribe": [f"{inbox_prefix(service)}.>"],
-    }
+        stream = f"KV_{bucket}"
+        publish += [f"$JS.API.STREAM.CREATE.{stream}", f"$JS.API.STREAM.PURGE.{stream}", f"$KV.{bucket}.>"]
+    return {"publish": publish, "subscribe": [f"{inbox_prefix(service)}.>"]}
+
+
+def _reading(stream: str) -> list[str]:
+    return [
+        f"$JS.API.STREAM.INFO.{stream}",
+        f"$JS.API.STREAM.MSG.GET.{stream}",
+        f"$JS.API.CONSUMER.CREATE.{stream}",
+        f"$JS.API.CONSUMER.CREATE.{stream}.>",
+        f"$JS.API.CONSUMER.INFO.{stream}.*",
+        f"$JS.API.CONSUMER.DELETE.{stream}.*",
+        f"$JS.FC.{stream}.>",
+    ]
 
 
 def render_config(server: Server, passwords: dict[str, str]) -> str:

@@ -26,6 +26,7 @@ CONNECT_TIMEOUT_S = 5
 REQUEST_TIMEOUT_S = 5.0
 MIN_RETRY_S = 0.1  # at boot the server is a fraction of a second away
 MAX_RETRY_S = 5.0
+RETRY_GROWTH = 1.5  # of the pause, with each attempt that fails
 PING_INTERVAL_S = 20  # a connection that hangs is noticed after two of these
 LISTING_QUIET_S = 1.0  # a listing that hears nothing for so long asks whether anything is left
 DELETED = ("DEL", "PURGE")
@@ -64,7 +65,7 @@ class Bus:
         self.url, self.service, self.credentials = url, service, credentials
         self.changed = asyncio.Event()
         self._client: Client | None = None
-        self._closing = False
+        self._closing = self._complained = False
 
     @property
     def is_connected(self) -> bool:
@@ -72,49 +73,41 @@ class Bus:
 
     async def connect(self) -> None:
         """Connect, however long it takes. Raises ConfigError for a URL that can never work."""
-        import nats
-        from nats.errors import Error
+        from nats.aio.client import Client
 
-        delay_s, complained = MIN_RETRY_S, False
-        while True:
-            try:
-                self._client = await nats.connect(
-                    self.url.split(","),
-                    name=self.service,
-                    user=self.credentials.user if self.credentials else None,
-                    password=self.credentials.password if self.credentials else None,
-                    inbox_prefix=inbox_prefix(self.service),
-                    connect_timeout=CONNECT_TIMEOUT_S,
-                    ping_interval=PING_INTERVAL_S,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=MIN_RETRY_S,  # seconds; a float is fine
-                    allow_reconnect=True,
-                    error_cb=self._report,
-                    disconnected_cb=self._note_outage,
-                    reconnected_cb=self._note_return,
-                )
-            except ValueError as exc:
-                raise ConfigError(f"bus address {self.url!r}", "", str(exc)) from exc
-            except (OSError, Error, TimeoutError) as exc:
-                if not complained:
-                    log.warning("cannot reach the bus, trying again", url=self.url, cause=str(exc) or repr(exc))
-                    complained = True
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, MAX_RETRY_S)
-            else:
-                self.changed.set()
-                return
+        self._client = Client()
+        try:
+            # with endless attempts it comes back only when it is connected
+            await self._client.connect(
+                self.url.split(","),
+                name=self.service,
+                user=self.credentials.user if self.credentials else None,
+                password=self.credentials.password if self.credentials else None,
+                inbox_prefix=inbox_prefix(self.service),
+                connect_timeout=CONNECT_TIMEOUT_S,
+                ping_interval=PING_INTERVAL_S,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=MIN_RETRY_S,  # type: ignore[arg-type]  # seconds; a float is fine
+                allow_reconnect=True,
+                error_cb=self._report,
+                disconnected_cb=self._note_outage,
+                reconnected_cb=self._note_return,
+            )
+        except ValueError as exc:
+            raise ConfigError(f"bus address {self.url!r}", "", str(exc)) from exc
+        self._note_connection()
 
     def jetstream(self) -> JetStreamContext:
         """Return a context for JetStream on this connection; `connect` comes first."""
         assert self._client is not None
         return self._client.jetstream(timeout=REQUEST_TIMEOUT_S)
 
-    async def bucket(self, name: str, *, create: bool, replicas: int = 1) -> KeyValue:
+    async def bucket(self, name: str, *, create: bool, replicas: int = 1, max_bytes: int | None = None) -> KeyValue:
         """Return a bucket. Raises nats.errors.Error, NotFoundError among them if it is not there and not to be made.
 
         Args:
             replicas: of a bucket that is made: servers of the cluster that keep a copy, 1..5.
+            max_bytes: of a bucket that is made: what it may take of the store; writes beyond fail.
         """
         from nats.js.api import KeyValueConfig, StorageType
         from nats.js.errors import NotFoundError
@@ -126,7 +119,9 @@ class Bus:
             if not create:
                 raise
         # one revision of each key: the history of a file's hashes is of no use, and the store is in memory
-        config = KeyValueConfig(bucket=name, history=1, storage=StorageType.FILE, replicas=replicas)
+        config = KeyValueConfig(
+            bucket=name, history=1, storage=StorageType.FILE, replicas=replicas, max_bytes=max_bytes
+        )
         return await jetstream.create_key_value(config)
 
     async def close(self) -> None:
@@ -140,8 +135,16 @@ class Bus:
 
     async def _report(self, exc: Exception) -> None:
         cause = str(exc) or repr(exc)
-        # while the server is away nats-py reports every attempt; the outage itself is logged once
-        (log.warning if "violation" in cause else log.debug)("bus error", cause=cause)
+        if self.is_connected:
+            (log.warning if "violation" in cause else log.debug)("bus error", cause=cause)
+            return
+        assert self._client is not None
+        if not self._complained:  # nats-py reports every attempt
+            log.warning("cannot reach the bus, trying again", url=self.url, cause=cause)
+            self._complained = True
+        # nats-py waits as long each time: ten attempts a second for as long as the bus is away
+        options = self._client.options
+        options["reconnect_time_wait"] = min(RETRY_GROWTH * options["reconnect_time_wait"], MAX_RETRY_S)
 
     async def _note_outage(self) -> None:
         if not self._closing:
@@ -149,6 +152,12 @@ class Bus:
 
     async def _note_return(self) -> None:
         log.info("found the bus again", url=self.url)
+        self._note_connection()
+
+    def _note_connection(self) -> None:
+        assert self._client is not None
+        self._client.options["reconnect_time_wait"] = MIN_RETRY_S
+        self._complained = False
         self.changed.set()
 
 
@@ -168,7 +177,10 @@ async def follow(bucket: KeyValue) -> AsyncGenerator[Entry | None]:
             yield None
         while True:
             try:
-                entry = await watcher.updates(None if listed else LISTING_QUIET_S)  # type: ignore[no-untyped-call]
+                if watcher._updates.empty():
+                    entry = await watcher.updates(None if listed else LISTING_QUIET_S)  # type: ignore[no-untyped-call]
+                else:  # a timer for each of a hundred thousand entries would take longer than the entries
+                    entry = watcher._updates.get_nowait()
             except TimeoutError:
                 if await _is_delivered(watcher, count):
                     newest = seen

@@ -14,6 +14,7 @@ import os
 import stat
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 CHUNK_BYTES = 1024 * 1024  # reused for the whole file; large enough that Python's share of the time is nil
@@ -30,6 +31,7 @@ class Unstable(enum.Enum):
 
     CHANGED = "it changed while it was read"
     BUSY = "it is open for writing"
+    GIVEN_UP = "nobody waits for it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +96,20 @@ def open_regular(root: int, parts: list[bytes]) -> int:
     return handle
 
 
-def hash_open_file(handle: int, *, await_tick: bool, refuse_writers: bool = False) -> FileHash | Unstable:
+def hash_open_file(
+    handle: int,
+    *,
+    await_tick: bool,
+    refuse_writers: bool = False,
+    is_given_up: Callable[[], bool] = lambda: False,
+) -> FileHash | Unstable:
     """Hash the regular file `handle` from its start, and report whether it stood still.
 
     Args:
         await_tick: first let the file system's clock pass the file's last change (20 ms at most), so that any later
             change shows in its times. Not needed by who is told of every change.
         refuse_writers: return BUSY while somebody has it open for writing, where the kernel can tell us.
+        is_given_up: asked after each CHUNK_BYTES; once it is true, nobody waits for the hash and it is GIVEN_UP.
     Raises:
         OSError: from reading.
     """
@@ -118,6 +127,8 @@ def hash_open_file(handle: int, *, await_tick: bool, refuse_writers: bool = Fals
         total += count
         if total > before.st_size:
             return Unstable.CHANGED  # it grows: stop here, it may do so faster than we read
+        if is_given_up():
+            return Unstable.GIVEN_UP
     signature = signature_of(before)
     if total != before.st_size or signature_of(os.fstat(handle)) != signature:
         return Unstable.CHANGED

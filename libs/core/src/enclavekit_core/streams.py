@@ -142,10 +142,13 @@ def _connect_sibling(route: fabric.Route, port: int, timeout_s: float | None) ->
 class Listener:
     """A listening socket that knows its address, tells peers apart and takes its socket file with it on close."""
 
-    def __init__(self, address: Address, *, backlog: int = DEFAULT_BACKLOG, mode: int = 0o600) -> None:
+    def __init__(
+        self, address: Address, *, backlog: int = DEFAULT_BACKLOG, mode: int = 0o600, reuse_port: bool = False
+    ) -> None:
         """Listen on `address`.
 
         Args:
+            reuse_port: TCP only: others of this user may listen on it too, and the kernel shares connections out.
             mode: permissions of the socket file of a `unix://` address; the fabric's are open, its directory is not.
         Raises:
             TransportError("listen on", address, cause); a live listener there is "address already in use".
@@ -155,12 +158,12 @@ class Listener:
         self._path = ""
         self._inode: tuple[int, int] | None = None
         try:
-            self.socket = self._open(address, mode)
+            self.socket = self._open(address, mode, reuse_port)
             self.socket.listen(backlog)
         except (OSError, UnicodeError) as exc:  # as in `connect`
             raise TransportError("listen on", address, exc) from exc
 
-    def _open(self, address: Address, mode: int) -> socket.socket:
+    def _open(self, address: Address, mode: int, reuse_port: bool) -> socket.socket:
         match address:
             case TcpAddress(host, port):
                 family, kind, proto, _, name = socket.getaddrinfo(
@@ -168,6 +171,8 @@ class Listener:
                 )[0]
                 sock = socket.socket(family, kind, proto)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if reuse_port:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 return _bind(sock, name)
             case UnixAddress(path):
                 return self._open_unix(path, mode)
@@ -215,6 +220,10 @@ class Listener:
             # gone again before we could look: nobody's loss but its own
             sock.close()
             raise
+
+    def leave_file(self) -> None:
+        """The socket file is another process's to remove: this one has the socket from it."""
+        self._inode = None
 
     def close(self) -> None:
         """Stop listening and remove the socket file if it is still ours."""

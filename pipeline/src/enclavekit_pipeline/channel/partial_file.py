@@ -17,6 +17,8 @@ import secrets
 import stat
 import time
 
+from enclavekit_pipeline.channel.file_user import file_uid
+
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 NAMELESS_FILE = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
 KEPT_FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -185,7 +187,7 @@ def open_partial(directory: int, name: bytes, wait_s: float = 0.0) -> int | None
         info, now = os.fstat(descriptor), os.stat(name, dir_fd=directory, follow_symlinks=False)
         if (info.st_dev, info.st_ino) != (now.st_dev, now.st_ino):
             raise FileNotFoundError  # it has just been put in place
-        if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid == os.geteuid():
+        if stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid == file_uid():
             return descriptor
         _unlink(directory, name)
     except OSError:

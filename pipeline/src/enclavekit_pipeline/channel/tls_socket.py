@@ -20,6 +20,7 @@ from collections.abc import Callable
 READ_BYTES = 256 * 1024
 HIGH_WATER_BYTES = 512 * 1024  # `drain` waits above this
 YIELD_BYTES = 1024 * 1024  # sent or read without waiting once; then others get their turn
+SMALL_BYTES = 16 * 1024  # frames that are written in one turn go out as one record, up to the most that one holds
 PLAIN_BYTES = 256 * 1024  # OpenSSL wants a write that has to wait repeated as it was: no more than this at a time
 
 
@@ -37,6 +38,7 @@ class TlsSocket:
         self._readable: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._sending = False
+        self._soon: asyncio.Handle | None = None
         self._closing = False
         self._error: OSError | None = None
 
@@ -125,10 +127,19 @@ class TlsSocket:
             part, view = view[:PLAIN_BYTES], view[PLAIN_BYTES:]
             self._unsent.append(part)
         self._unsent_bytes += len(data)
-        if not self._sending:
+        if self._sending:
+            return
+        if self._unsent_bytes > SMALL_BYTES:
             self._send()
+        elif self._soon is None:
+            self._soon = self._loop.call_soon(self._send)
 
     def _send(self) -> None:
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        if len(self._unsent) > 1 and self._unsent_bytes <= SMALL_BYTES and not self._sending:
+            self._unsent = deque([memoryview(b"".join(self._unsent))])
         try:
             while self._unsent:
                 count = self._sock.send(self._unsent[0])
@@ -203,6 +214,8 @@ class TlsSocket:
     def abort(self) -> None:
         """Close at once. Idempotent."""
         self._closing = True
+        if self._soon is not None:
+            self._send()  # as far as it goes
         self._error = self._error or _ended()
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._sock)

@@ -19,9 +19,9 @@ from enclavekit_pipeline.commands.target import (
 )
 
 HELP = "run a command in an enclave"
-USAGE = "pipeline exec [flags] ENCLAVE [flags] -- COMMAND [ARG ...]"
+USAGE = "pipeline exec [flags] ENCLAVE [[flags] --] COMMAND [ARG ...]"
 EPILOG = """\
-Everything after -- is the command, word by word; no shell is involved unless you name one.
+Everything after --, or else after ENCLAVE, is the command, word by word; no shell is involved unless you name one.
 exit codes: the command's own; 128+n if signal n ended it; 255 if it could not be run at all.
 With --timeout: 143 if it had to be ended, 137 if that took KILL, 124 if it then claimed to be done.
 """
@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if not args.argv:
-        raise ConfigError("exec", "", "it names no command after --")
+        raise ConfigError("exec", "", "it names no command")
+    if args.argv[0].startswith("-") and hasattr(args, "bare_command"):
+        raise ConfigError("exec", "", f"after ENCLAVE comes the command, or -- before it: {args.argv[0]} is neither")
     from enclavekit_pipeline.host.exec_client import run_exec, start_job
     from enclavekit_pipeline.host.terminal import describe_terminal
     from enclavekit_pipeline.wire.exec_messages import ExecRequest

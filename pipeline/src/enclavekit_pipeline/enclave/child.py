@@ -46,11 +46,6 @@ class Child:
     at_line_start: bool = True
     """Of the input to a terminal."""
 
-    def wait(self) -> None:
-        """Block until the process has ended, and leave it unreaped: its number, which is its group's, stays ours."""
-        with contextlib.suppress(ChildProcessError):  # reaped meanwhile, by whoever gave the command up
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Signal the whole session; not after `reap`, when the number may be somebody else's."""
         if self.process.returncode is None:

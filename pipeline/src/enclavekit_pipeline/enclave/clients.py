@@ -11,7 +11,7 @@ reading the file.
         commands: [[ls, ...], [cat, "/data/*"]] # absent: any; word by word, shell patterns; `...` last: any more words
         read: [/data]                           # absent: any path
         write: [/data/in]                       # absent: any path
-        user: app                               # of exec and shell: runs as it and as nobody else
+        user: app                               # commands and copies are its, and nobody else's
         environment: [LANG, "APP_*"]            # names that -e may set; absent: any
         landlock: {read: [/], write: [/data]}   # what commands may read and run, and what they may write
         seccomp: default                        # or no-network: system calls that commands may not make
@@ -72,7 +72,7 @@ class Grant(StrictConfig, frozen=True):
     read: list[str] | None = None
     write: list[str] | None = None
     user: str | None = None
-    """Whom commands run as, `name` or `uid[:gid]`."""
+    """Whom commands and copies run as, `name` or `uid[:gid]`."""
     environment: list[str] | None = None
     landlock: Fence | None = None
     seccomp: str | None = None
@@ -174,6 +174,8 @@ def check_request(grant: Grant, request: Request) -> None:
     if isinstance(request, CopyInRequest) and request.unsafe_links and grant.write is not None:
         # whoever follows such a link later may be allowed more than this client
         raise Refused(f"{grant.name} may not make links that lead out of what it copies")
+    if isinstance(request, CopyInRequest) and request.archive and grant.user is not None:
+        raise Refused(f"{grant.name} copies as {grant.user}, who gives no files away: not with --archive")
     if isinstance(request, DialRequest | ListenRequest) and isinstance(request.address, TcpAddress):
         check_forward(grant, request, request.address)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What starts commands: a process of a few megabytes beside the listener, since the time of a fork is that of copying
-the tables of all memory; the listener's own takes several times as long, and everybody waits for it.
+the tables of all memory; the listener's own takes several times as long, and everybody waits for it. It forks in
+advance: one child always waits for the next command.
 
 Run as a script, this file is that process: Python's standard library only, no site packages. The commands are the
 listener's children all the same (clone(2), CLONE_PARENT), so that nobody but the listener waits for them. Where it
@@ -14,9 +15,9 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import marshal
 import os
-import platform
 import resource
 import signal
 import socket
@@ -100,21 +101,30 @@ OPERATIONS: dict[str, Callable[..., object]] = {
 TAKES_DESCRIPTOR = frozenset({"enter", "landlock"})
 
 
-def become(order: Order, descriptors: list[int]) -> NoReturn:
-    """Become the command, in a process just forked; a failure is told on the report, which closes by exec otherwise.
+def shed() -> None:
+    """Leave nothing that a command would inherit of this process: signals that are ignored or blocked, descriptors."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, _do_nothing)  # not ignored, since exec(2) gives back its default to what is caught only
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for opened in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            os.set_inheritable(int(opened), False)
 
-    System calls only: in the listener another thread may have held any lock.
+
+def _do_nothing(*_: object) -> None:
+    """Take a signal: a terminal's or an init's wish to stop is the listener's affair; we end when it is gone."""
+
+
+def become(order: Order, descriptors: list[int]) -> NoReturn:
+    """Become the command, in a session of its own, child of a process that has called `shed`; a failure is told on the
+    report, which closes by exec otherwise.
+
+    System calls only, and few: each touches memory that is then copied. In the listener another thread may have held
+    any lock.
     """
     paths, argv, environment, steps = order
     name, failed = "", 0
     try:
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for opened in os.listdir("/proc/self/fd"):  # of what was there before us, too
-            with contextlib.suppress(OSError):
-                os.set_inheritable(int(opened), False)
         for target in STANDARD:
             os.dup2(descriptors[target], target)  # all others close on exec
         for step, operation, argument in steps:
@@ -137,24 +147,57 @@ def become(order: Order, descriptors: list[int]) -> NoReturn:
 
 
 def serve(orders: socket.socket) -> None:
-    """Start what is ordered until the listener is gone."""
-    number = SYS_CLONE[platform.machine()]
+    """Keep one child ready for the next order until the listener is gone.
+
+    The child tells its number first, so that whoever orders knows whom; where there can be none, the negative error
+    number stands there, and nothing is tried until that has been heard.
+    """
+    number = SYS_CLONE[os.uname().machine]
     flags = ctypes.c_ulong(CLONE_PARENT | signal.SIGCHLD)
     none = ctypes.c_ulong(0)
-    while True:
-        data, descriptors, _, _ = socket.recv_fds(orders, MAX_ORDER_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
-        if not data:
-            return
+    gone = False
+    while not gone:
+        read, write = os.pipe2(os.O_CLOEXEC)
         pid = int(_libc.syscall(number, flags, none, none, none, none))
         if pid == 0:
-            become(marshal.loads(data), descriptors)  # noqa: S302 - from our own listener, over our own pair
+            await_order(orders)
+        os.close(write)
+        if pid > 0:
+            os.read(read, 1)  # ends when the child has become a command, or has ended
+            gone = _is_gone(orders)
+        else:
+            orders.send(marshal.dumps(-ctypes.get_errno()))
+            gone = not orders.recv(1)
+        os.close(read)
+
+
+def await_order(orders: socket.socket) -> NoReturn:
+    """Be the child: wait for an order, become what is ordered."""
+    try:
+        os.setsid()
+        for target in STANDARD:  # changes nothing; memory that is touched now is not copied while somebody waits
+            os.dup2(target, target)
+        os.chdir(os.curdir)
+        orders.send(marshal.dumps(os.getpid()))
+        data, descriptors, _, _ = socket.recv_fds(orders, MAX_ORDER_BYTES, MAX_DESCRIPTORS)
         for descriptor in descriptors:
-            os.close(descriptor)
-        orders.send(marshal.dumps(pid if pid > 0 else -ctypes.get_errno()))
+            os.set_inheritable(descriptor, False)
+        if data:
+            become(marshal.loads(data), descriptors)  # noqa: S302 - from our own listener, over our own pair
+    finally:
+        os._exit(0)
+
+
+def _is_gone(orders: socket.socket) -> bool:
+    try:
+        return not orders.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
 
 
 if __name__ == "__main__":
-    # a terminal's or an init's wish to stop is the listener's affair; we end when it is gone
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    shed()
+    gc.disable()  # there is nothing to collect, and looking for it would copy all memory in each child
+    gc.freeze()
+    with contextlib.suppress(ConnectionError, BrokenPipeError):
+        serve(socket.socket(fileno=int(sys.argv[1])))

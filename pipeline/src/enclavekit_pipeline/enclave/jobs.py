@@ -17,6 +17,7 @@ from enclavekit_core.errors import InputError, describe_cause
 
 from enclavekit_pipeline.enclave.child import Child, exit_of
 from enclavekit_pipeline.enclave.clients import Grant, Refused, may_see_job
+from enclavekit_pipeline.enclave.ending import wait_unreaped
 from enclavekit_pipeline.enclave.job_ring import JobRing
 from enclavekit_pipeline.enclave.pipes import OutputPipe
 from enclavekit_pipeline.enclave.serve_exec import OUTPUT_KINDS, wait_for_end
@@ -129,7 +130,7 @@ class Jobs:
 async def run_job(job: Job, place: Workplace, timeout_s: float | None, slot: contextlib.ExitStack) -> None:
     """Keep the job's output until it ends, then its status; a cancellation ends it. Leaves `slot`."""
     child = job.child
-    ended = asyncio.ensure_future(place.in_thread(child.wait))
+    ended = asyncio.create_task(wait_unreaped(child.process.pid, place))
     nobody: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     storing = [
         asyncio.create_task(store_output(job, kind, pipe))
@@ -150,6 +151,7 @@ async def run_job(job: Job, place: Workplace, timeout_s: float | None, slot: con
             await asyncio.gather(*tasks, return_exceptions=True)
             child.kill()
             status = await place.in_thread(child.reap)
+            ended.cancel()
             child.close()
             job.ended = exit_of(status, timed_out=timed_out)
             job.announce()

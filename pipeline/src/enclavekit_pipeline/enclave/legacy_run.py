@@ -7,20 +7,25 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from enclavekit_core.errors import InputError, describe_cause
+from enclavekit_core.errors import InputError
 
+from enclavekit_pipeline.enclave.ending import has_ended, wait_unreaped
+from enclavekit_pipeline.enclave.forker import REPORT, Step
 from enclavekit_pipeline.enclave.pipes import OutputPipe
 from enclavekit_pipeline.enclave.root import Root
+from enclavekit_pipeline.enclave.sessions import signal_session
+from enclavekit_pipeline.enclave.shell import is_program
+from enclavekit_pipeline.enclave.starting import Process
 from enclavekit_pipeline.enclave.workplace import Workplace
 from enclavekit_pipeline.wire.legacy_slc import MAX_OUTPUT_BYTES
 
 SHELLS = ("bash", "sh")  # the former is what the Rust listener runs; not every image has it
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/"}
 SIGNAL_BASE = 128
+FIRST_EXTRA = REPORT + 1  # descriptor of an order, after those that every command has
 CUT = b"\npipeline: output beyond %d bytes is dropped\n" % MAX_OUTPUT_BYTES
 
 
@@ -39,12 +44,12 @@ async def run_command(command: str, place: Workplace, gone: asyncio.Future[bytes
         outputs = [OutputPipe(read) for read, _ in pipes]
         try:
             try:
-                process = spawn_shell(command, place.app_root, pipes[0][1], pipes[1][1])
+                process = spawn_shell(command, place, pipes[0][1], pipes[1][1])
             finally:
                 for _, write in pipes:
                     os.close(write)
             collecting = [asyncio.create_task(collect(pipe)) for pipe in outputs]
-            ended = asyncio.ensure_future(place.in_thread(wait, process))
+            ended = asyncio.create_task(wait_unreaped(process.pid, place))
             try:
                 waiting: set[asyncio.Future[Any]] = {ended, gone}
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -60,6 +65,7 @@ async def run_command(command: str, place: Workplace, gone: asyncio.Future[bytes
                     task.cancel()
                 await asyncio.gather(*collecting, return_exceptions=True)
                 await end(process, place)
+                ended.cancel()
         finally:
             for pipe in outputs:
                 pipe.close()
@@ -70,43 +76,43 @@ async def run_in_background(command: str, place: Workplace, started: asyncio.Fut
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(place.command_slot())
-            process = spawn_shell(command, place.app_root, subprocess.DEVNULL, subprocess.DEVNULL)
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            stack.callback(os.close, null)
+            process = spawn_shell(command, place, null, null)
         except Exception as exc:
             started.set_exception(exc)
             return
         started.set_result(None)
-        ended = asyncio.ensure_future(place.in_thread(wait, process))
         try:
-            await asyncio.wait({ended})
+            await wait_unreaped(process.pid, place)
         finally:
             await end(process, place)
 
 
-def spawn_shell(command: str, root: Root, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
-    """Start it in `root`, as a session of its own. Raises InputError."""
+def spawn_shell(command: str, place: Workplace, stdout: int, stderr: int) -> Process:
+    """Start it in the app's root, as a session of its own that ends with the listener. Raises InputError."""
+    root = place.app_root
+    shell, path = find_shell(root)
+    steps: list[Step] = []
+    if root.path != "/":
+        steps += [("enter its root", "enter", FIRST_EXTRA), ("enter its root", "chroot", ".")]
+    steps += [("enter /", "chdir", "/"), ("be tied to the listener", "die-with", os.getpid())]
+    argv = [os.fsencode(word) for word in (shell, "-c", "--", command)]
+    environment = {os.fsencode(name): os.fsencode(value) for name, value in ENVIRONMENT.items()}
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptors = [null, stdout, stderr, root.descriptor]
+        return place.starter.start(([os.fsencode(path)], argv, environment, steps), descriptors)
+    finally:
+        os.close(null)
 
-    def enter() -> None:
-        # runs in the child between fork and exec: system calls only
-        if root.path != "/":
-            os.fchdir(root.descriptor)
-            os.chroot(".")
-        os.chdir("/")
 
+def find_shell(root: Root) -> tuple[str, str]:
+    """Return (name, path). Raises InputError if there is none."""
     for shell in SHELLS:
-        try:
-            return subprocess.Popen(
-                [shell, "-c", "--", command],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                env=ENVIRONMENT,
-                start_new_session=True,
-                preexec_fn=enter,
-            )
-        except FileNotFoundError:
-            continue
-        except (OSError, subprocess.SubprocessError) as exc:
-            raise InputError("run", "a shell", describe_cause(exc)) from exc
+        for folder in ENVIRONMENT["PATH"].split(":"):
+            if is_program(root, f"{folder}/{shell}"):
+                return shell, f"{folder}/{shell}"
     raise InputError("run", "a shell", f"there is none of {', '.join(SHELLS)}")
 
 
@@ -120,22 +126,16 @@ async def collect(pipe: OutputPipe) -> bytes:
     return bytes(kept) + (CUT if dropped else b"")
 
 
-def wait(process: subprocess.Popen[bytes]) -> None:
-    """Block until the process has ended, and leave it unreaped: its number stays ours."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: Process) -> None:
     if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        signal_session(process.pid, signal.SIGKILL)
 
 
-async def end(process: subprocess.Popen[bytes], place: Workplace) -> None:
+async def end(process: Process, place: Workplace) -> None:
+    """Kill it if it still runs, and reap it."""
     if process.returncode is None:
         # of one that has ended by itself, only the number is left: what it has left behind may go on
-        if process.poll() is None:
+        if not has_ended(process.pid):
             kill(process)
         await place.in_thread(process.wait)
 

@@ -12,11 +12,12 @@ from typing import TypeVar
 
 from enclavekit_core.errors import RemoteProtocolError
 
+from enclavekit_pipeline.channel.file_user import reaching_files_as
 from enclavekit_pipeline.channel.mux import Stream
 from enclavekit_pipeline.channel.tree_directories import OPEN_DIRECTORY, copy_error
 from enclavekit_pipeline.channel.tree_sink import TreeSink, WriteOptions
 from enclavekit_pipeline.channel.tree_source import ReadOptions, TreeSource
-from enclavekit_pipeline.channel.tree_transfer import receive_tree, send_tree
+from enclavekit_pipeline.channel.tree_transfer import InThread, receive_tree, send_tree
 from enclavekit_pipeline.enclave.clients import Grant, check_path
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.workplace import Workplace
@@ -48,9 +49,10 @@ async def serve_copy_in(request: CopyInRequest, grant: Grant, stream: Stream, pl
         )
         return TreeSink(directory, os.fsencode(name), label, options)
 
-    async with opened_in_thread(open_sink, place) as sink:
+    in_thread = files_thread(request, grant, place)
+    async with opened_in_thread(open_sink, in_thread) as sink:
         await stream.send(Kind.OPENED, encode_payload(Opened()))
-        return outcome(await receive_tree(stream, sink, place.in_thread, receive))
+        return outcome(await receive_tree(stream, sink, in_thread, receive))
 
 
 async def serve_copy_out(request: CopyOutRequest, grant: Grant, stream: Stream, place: Workplace) -> str:
@@ -70,22 +72,42 @@ async def serve_copy_out(request: CopyOutRequest, grant: Grant, stream: Stream, 
         )
         return TreeSource(descriptor, label, options)
 
-    async with opened_in_thread(open_tree, place) as source:
-        size = await place.in_thread(source.measure) if request.measure else 0
+    in_thread = files_thread(request, grant, place)
+    async with opened_in_thread(open_tree, in_thread) as source:
+        size = await in_thread(source.measure) if request.measure else 0
         await stream.send(Kind.OPENED, encode_payload(Opened(size=size)))
-        return outcome(await send_tree(stream, source, place.in_thread, receive))
+        return outcome(await send_tree(stream, source, in_thread, receive))
+
+
+def files_thread(request: CopyInRequest | CopyOutRequest, grant: Grant, place: Workplace) -> InThread:
+    """Return what runs a function in a thread: as the user of the client's entry, if it names one.
+
+    Raises: InputError if there is no such user.
+    """
+    if grant.user is None:
+        return place.in_thread
+    uid, gid, _ = place.root_of(request).find_user(grant.user)
+
+    def as_user(function: Callable[..., object], *args: object) -> object:
+        with reaching_files_as(uid, gid):
+            return function(*args)
+
+    async def in_thread(function: Callable[..., object], *args: object) -> object:
+        return await place.in_thread(as_user, function, *args)
+
+    return in_thread
 
 
 @contextlib.asynccontextmanager
-async def opened_in_thread(opener: Callable[[], Tree], place: Workplace) -> AsyncIterator[Tree]:
+async def opened_in_thread(opener: Callable[[], Tree], in_thread: InThread) -> AsyncIterator[Tree]:
     """Yield what `opener` returns, and close it; also if we are cancelled while it is opened."""
     opened: list[Tree] = []
     try:
-        await place.in_thread(lambda: opened.append(opener()))
+        await in_thread(lambda: opened.append(opener()))
         yield opened[0]
     finally:
         for tree in opened:
-            await place.in_thread(tree.close)
+            await in_thread(tree.close)
 
 
 def outcome(done: Done) -> str:

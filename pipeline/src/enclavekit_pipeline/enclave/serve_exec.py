@@ -11,6 +11,7 @@ from enclavekit_core.errors import RemoteProtocolError
 from enclavekit_pipeline.channel.mux import Stream
 from enclavekit_pipeline.enclave.child import Child, exit_of, spawn
 from enclavekit_pipeline.enclave.clients import Grant
+from enclavekit_pipeline.enclave.ending import wait_unreaped
 from enclavekit_pipeline.enclave.pipes import OutputPipe
 from enclavekit_pipeline.enclave.workplace import Workplace
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, ShellRequest, WindowSize
@@ -32,7 +33,7 @@ async def serve_exec(request: ExecRequest | ShellRequest, grant: Grant, stream: 
     """
     with place.command_slot():
         child = spawn(request, grant, place.root_of(request), place.starter)
-        ended = asyncio.ensure_future(place.in_thread(child.wait))
+        ended = asyncio.create_task(wait_unreaped(child.process.pid, place))
         tasks: list[asyncio.Task[None]] = []
         try:
             await stream.send(Kind.OPENED, encode_payload(Opened()))
@@ -57,6 +58,7 @@ async def serve_exec(request: ExecRequest | ShellRequest, grant: Grant, stream: 
             if child.process.returncode is None:
                 child.kill()
                 await place.in_thread(child.reap)
+            ended.cancel()
             child.close()
 
 

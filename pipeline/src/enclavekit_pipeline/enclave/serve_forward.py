@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 
+from enclavekit_core import logs
 from enclavekit_core.address import TcpAddress, UnixAddress
 from enclavekit_core.errors import EnclavekitError, InputError, RemoteProtocolError, TransportError
 from enclavekit_core.streams import Listener
@@ -26,6 +27,9 @@ ANSWER_TIMEOUT_S = 30.0  # for the client to connect on its side
 MAX_ARRIVALS = 64  # of one listener, under way at once; more wait in its backlog
 ACCEPT_PAUSE_S = 0.1  # out of descriptors: do not spin until there are some again
 SOCKET_MODE = 0o666  # as a TCP port: the app runs as anybody; the directory may keep others out
+
+
+log = logs.get_logger("pipeline")
 
 
 async def serve_dial(request: DialRequest, grant: Grant, stream: Stream, place: Workplace) -> str:
@@ -69,8 +73,9 @@ async def serve_listen(request: ListenRequest, grant: Grant, stream: Stream, pla
             raise InputError("listen on", f"{request.listen} in the enclave", str(exc).rpartition(": ")[2]) from exc
         bound = listener.bound_address if isinstance(request.address, TcpAddress) else request.listen
         await stream.send(Kind.OPENED, encode_payload(Listening(address=str(bound))))
+        what: dict[str, object] = {"client": grant.name, "listen": str(bound)}
         arrivals: set[asyncio.Task[None]] = set()
-        accepting = asyncio.create_task(accept_all(listener, stream, place, arrivals))
+        accepting = asyncio.create_task(accept_all(listener, stream, place, arrivals, what))
         gone = asyncio.create_task(stream.closed_by_peer.wait())
         try:
             await asyncio.wait({accepting, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -99,8 +104,18 @@ def listen_in(root: Root, request: ListenRequest, grant: Grant, stack: contextli
     return listener
 
 
-async def accept_all(listener: Listener, stream: Stream, place: Workplace, arrivals: set[asyncio.Task[None]]) -> None:
-    """Pass on each connection, at most MAX_ARRIVALS at once, in tasks that are found in `arrivals`."""
+async def accept_all(
+    listener: Listener,
+    stream: Stream,
+    place: Workplace,
+    arrivals: set[asyncio.Task[None]],
+    what: dict[str, object],
+) -> None:
+    """Pass on each connection, at most MAX_ARRIVALS at once, in tasks that are found in `arrivals`.
+
+    Args:
+        what: fields of each line in the log.
+    """
     loop = asyncio.get_running_loop()
     room = asyncio.Semaphore(MAX_ARRIVALS)
 
@@ -116,18 +131,18 @@ async def accept_all(listener: Listener, stream: Stream, place: Workplace, arriv
                 break
             except OSError:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
-        task = asyncio.create_task(serve_arrival(sock, stream, place))
+        task = asyncio.create_task(serve_arrival(sock, stream, place, what))
         arrivals.add(task)
         task.add_done_callback(forget)
 
 
-async def serve_arrival(sock: socket.socket, listening: Stream, place: Workplace) -> None:
+async def serve_arrival(sock: socket.socket, listening: Stream, place: Workplace, what: dict[str, object]) -> None:
     """Open a stream to the caller for one connection, and relay once the caller has a connection of its own.
 
     Whatever goes wrong ends this one connection: to who has connected, the caller's refusal is a reset.
     """
     try:
-        with contextlib.suppress(EnclavekitError, TimeoutError, Refused), place.forward_slot():
+        with place.forward_slot():
             stream = await listening.connection.open_stream()
             try:
                 await stream.send(Kind.OPEN, encode_payload(Arrival(listener=listening.number)))
@@ -135,8 +150,12 @@ async def serve_arrival(sock: socket.socket, listening: Stream, place: Workplace
                     answer = await stream.receive()
                 if answer.kind is not Kind.OPENED:
                     raise RemoteProtocolError(f"cannot read frame: {answer.kind.name} where OPENED is due")
-                await relay(stream, sock, sends=Kind.STDOUT, takes=Kind.STDIN)
+                log.info("connection handed to the client", stream=stream.number, **what)
+                outcome = await relay(stream, sock, sends=Kind.STDOUT, takes=Kind.STDIN)
+                log.info("connection done", stream=stream.number, outcome=str(outcome), **what)
             finally:
                 stream.close()
+    except (EnclavekitError, TimeoutError, Refused) as exc:
+        log.info("connection reset", reason=str(exc) or "the client does not answer", **what)
     finally:
         reset(sock)  # unless it was relayed, which closes it

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enclavekit_attestation.binding import TlsIdentity, encode_binding
 from enclavekit_core import logs, tls
 from enclavekit_core.address import CID_ANY, VsockAddress
+from enclavekit_core.allocator import use_one_arena
 from enclavekit_core.errors import ConfigError, DeviceError, EnclavekitError, InputError, VerificationError
 from enclavekit_core.peers import Peer
 from enclavekit_core.streams import Listener
@@ -231,6 +232,9 @@ def listen(
         insecure_legacy_port: where the Rust framework's protocol is served as well, to anybody; None: nowhere.
     """
     logs.configure()
+    use_one_arena()
+    if os.geteuid() == 0:
+        os.setgroups([])  # what acts as somebody else is to have only that one's rights
     clients = Clients.load(clients_path)
     if not os.path.isdir(root):
         log.warning("no app root: requests act on the framework's", root=root)

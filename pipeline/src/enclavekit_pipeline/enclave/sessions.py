@@ -41,9 +41,9 @@ def signal_session(leader: int, number: int) -> None:
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
-    signalled: set[int] = set()
+    signalled = {leader}  # which leads its own group, always: setpgid(2) does not let it leave
     for _ in range(MAX_ROUNDS):
-        found = {pid for pid in _processes() if pid not in signalled and _session_of(pid) == leader}
+        found = _members(leader) - signalled
         if not found:
             return
         for pid in found:
@@ -56,11 +56,19 @@ def signal_session(leader: int, number: int) -> None:
             return
 
 
-def _processes() -> list[int]:
-    try:
-        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return []
+def _members(leader: int) -> set[int]:
+    """Return the processes of a session. One loop with few calls: a machine may have thousands of processes."""
+    found: set[int] = set()
+    getsid = os.getsid
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc"):
+            if name[0] <= "9":  # numbers are all that begins with a digit
+                try:
+                    if getsid(int(name)) == leader:
+                        found.add(int(name))
+                except ProcessLookupError:  # ended meanwhile
+                    continue
+    return found
 
 
 def _session_of(pid: int) -> int:

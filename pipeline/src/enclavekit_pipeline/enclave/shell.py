@@ -18,7 +18,7 @@ LOGIN_FLAG = "-"  # before a shell's own name in argv[0]
 def find_shell(root: Root, uid: int) -> str:
     """Return the path in `root` of the account's shell, or of sh. Raises InputError if there is neither."""
     for path in (_shell_of(root, uid), FALLBACK):
-        if path.startswith("/") and os.path.basename(path) not in NO_SHELLS and _is_program(root, path):
+        if path.startswith("/") and os.path.basename(path) not in NO_SHELLS and is_program(root, path):
             return path
     raise InputError("run", "a shell", f"there is no {FALLBACK} in the enclave's root")
 
@@ -30,7 +30,8 @@ def _shell_of(root: Root, uid: int) -> str:
     return ""
 
 
-def _is_program(root: Root, path: str) -> bool:
+def is_program(root: Root, path: str) -> bool:
+    """Say whether something in `root` could be run."""
     try:
         descriptor = root.open(path, os.O_PATH)
     except (OSError, ValueError):

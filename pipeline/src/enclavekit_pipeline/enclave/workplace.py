@@ -15,7 +15,7 @@ from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.starting import Starter
 from enclavekit_pipeline.wire.requests import Request
 
-MAX_COMMANDS = 128  # running at once; each keeps a thread waiting
+MAX_COMMANDS = 128  # running at once; on kernels without pidfd_open(2) each keeps a thread waiting
 MAX_FORWARDS = 512  # connections and listeners of all callers; each may hold up to 1 MiB and two descriptors
 FILE_THREADS = 16  # beside those: copies go on while every command slot is taken
 MAX_THREADS = MAX_COMMANDS + FILE_THREADS

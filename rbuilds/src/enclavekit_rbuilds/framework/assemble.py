@@ -21,7 +21,7 @@ from enclavekit_rbuilds.base.inputs import Input
 from enclavekit_rbuilds.base.progress import Progress
 from enclavekit_rbuilds.framework import bytecode, python_packages
 from enclavekit_rbuilds.framework.base_stage import Base, find_base, sizes_by_part, wish_of
-from enclavekit_rbuilds.framework.closure import ALL_SERVICES, COMMANDS, NETWORK, Closure, closure_of, units
+from enclavekit_rbuilds.framework.closure import ALL_SERVICES, COMMANDS, NETWORK, Closure, closure_of, member_of, units
 from enclavekit_rbuilds.framework.origin import Origin
 from enclavekit_rbuilds.framework.wheel_lock import locked_wheels
 from enclavekit_rbuilds.image.ramdisk import RECIPE as PACKING
@@ -121,7 +121,7 @@ def _assemble(work: str, base: str, closure: Closure, kernel: Kernel | None, arc
 def _own_sizes(root: str, closure: Closure) -> dict[str, int]:
     """Return the bytes of what was added to the base."""
     owners = {
-        f"{python_packages.SITE}/{relative}": f"own/{relative.partition('/')[0].replace('_', '-')}"
+        f"{python_packages.SITE}/{relative}": f"own/{member_of(relative.partition('/')[0])}"
         for relative, _ in python_packages.own_files(closure.packages)
     }
     modules = os.path.join(root, MODULE_DIR)

@@ -23,6 +23,7 @@ OWN_PREFIX = "enclavekit-"
 ALWAYS = ("enclavekit-enclave-init", "enclavekit-nsm")
 # declared by members that have a host's side as well, which needs it; nothing in an enclave imports it
 HOST_ONLY = frozenset({"enclavekit-eif"})
+IMPORTED_AS = {"enclavekit-ecvrf": "ecvrf"}  # what is of use to anybody has a name of its own
 COMMANDS = {  # name in the enclave -> where its main is
     "attest": "enclavekit_attestation.cli:main",
     "enclave-init": "enclavekit_enclave_init.cli:main",
@@ -68,7 +69,7 @@ class Closure:
     @property
     def packages(self) -> tuple[str, ...]:
         """Import names of `members`."""
-        return tuple(name.replace("-", "_") for name in self.members)
+        return tuple(package_of(name) for name in self.members)
 
 
 def closure_of(
@@ -96,7 +97,7 @@ def closure_of(
             pending += wheels[name].needs
         else:
             raise InputError("make framework", f"with {name}", "framework.lock does not have it: renew the lock")
-    packages = {name.replace("-", "_") for name in members}
+    packages = {package_of(name) for name in members}
     return Closure(
         services=tuple(sorted(services)),
         members=tuple(sorted(members)),
@@ -114,6 +115,16 @@ def declared_dependencies(member: str) -> list[str]:
     except metadata.PackageNotFoundError as exc:
         raise InputError("pack", member, "it is not installed beside rbuilds") from exc
     return [name_of(line) for line in lines if "extra ==" not in line]
+
+
+def package_of(member: str) -> str:
+    """Return the import name of one of our distributions."""
+    return IMPORTED_AS.get(member, member.replace("-", "_"))
+
+
+def member_of(package: str) -> str:
+    """Return the distribution of one of our import names."""
+    return next((name for name, imported in IMPORTED_AS.items() if imported == package), package.replace("_", "-"))
 
 
 def name_of(requirement: str) -> str:

@@ -21,7 +21,7 @@ from enclavekit_core.errors import InputError
 
 from enclavekit_rbuilds.base.command import run
 from enclavekit_rbuilds.base.inputs import Input
-from enclavekit_rbuilds.framework.closure import name_of
+from enclavekit_rbuilds.framework.closure import member_of, name_of
 from enclavekit_rbuilds.framework.elf import strip_shared_object
 from enclavekit_rbuilds.framework.wheel_lock import PLATFORM_TAGS, LockedWheel
 
@@ -95,7 +95,7 @@ def own_inputs(packages: Iterable[str]) -> list[Input]:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
             digest.update(f"{content}  {relative}\n".encode())
             size += os.stat(source).st_size
-        distribution = name.replace("_", "-")
+        distribution = member_of(name)
         version = metadata.version(distribution)
         found.append(Input("own", distribution, version, digest.hexdigest(), size))
     return found

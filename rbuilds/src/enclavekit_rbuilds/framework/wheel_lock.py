@@ -29,6 +29,7 @@ DIRECT = (
     "msgspec",
     "nats-py",
     "pathspec",
+    "PyNaCl",
     "PyYAML",
     "structlog",
     "uvloop",

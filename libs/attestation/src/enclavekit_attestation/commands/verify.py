@@ -23,11 +23,11 @@ CANNOT_GO_WITH_URL = ("file", "at", "nonce", "certificate")  # they are about a 
 
 def run_verify(args: argparse.Namespace) -> int:
     """Verify one document as the command line says; print the verdict and return the exit code."""
-    policy = _read_policy(args)
+    policy = read_policy(args)
     nonce = _parse_nonce(args.nonce)
     certificate = _read_certificate(args)
     at = _parse_moment(args.at)
-    root = _read_root(args.insecure_dev_root)
+    root = read_root(args.insecure_dev_root)
     service = args.service
     if args.url:
         from enclavekit_attestation.fetch import SERVICE_RA, fetch_evidence, parse_target
@@ -57,7 +57,8 @@ def run_verify(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_policy(args: argparse.Namespace) -> Policy:
+def read_policy(args: argparse.Namespace) -> Policy:
+    """Return what the options of a verification expect. Raises ConfigError."""
     policy = load_policy(args.policy) if args.policy else Policy()
     if args.measurements:
         policy = policy.with_pcrs(load_measurements(args.measurements).pcrs)
@@ -90,7 +91,8 @@ def _parse_moment(text: str | None) -> Moment | None:
     return int(text)
 
 
-def _read_root(path: str | None) -> bytes | None:
+def read_root(path: str | None) -> bytes | None:
+    """Return the development root that is named, and warn. Raises ConfigError."""
     if path is None:
         return None
     from enclavekit_attestation.roots import read_insecure_dev_root

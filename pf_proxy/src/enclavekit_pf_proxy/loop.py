@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The event loop: one thread, edge-triggered epoll, tasks that get a share each per round.
+
+Events are only noted when they come in; tasks then act in the order in which they became ready. So no descriptor is
+closed while events of the same batch are looked at, and none starves another.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+from enclavekit_pf_proxy.timers import Timers
+
+MAX_EVENTS = 256
+
+
+class Task(Hashable, Protocol):
+    """Something that owns descriptors."""
+
+    def notice(self, index: int, mask: int) -> None:
+        """Events `mask` (of epoll) came in for the descriptor watched under `index`; `run` follows."""
+
+    def run(self, now: float) -> bool:
+        """Do what can be done without waiting; return whether there is more to do at once."""
+
+    def expire(self, now: float) -> float | None:
+        """The deadline has come; return the next one, or None."""
+
+
+class Loop:
+    """Runs tasks until told otherwise."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.timers: Timers[Task] = Timers()
+        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wakeup_lock = threading.RLock()  # re-entrant: a signal handler may wake while we hold it
+        self._closed = False
+        self._watched: dict[int, tuple[Task, int]] = {}
+        self._ready: dict[Task, None] = {}  # ordered: who waited longest goes first
+        self.on_wake: list[Callable[[], None]] = []
+        """Called in the loop after `wake`."""
+        self.epoll.register(self._wakeup, select.EPOLLIN)
+
+    def watch(self, fd: int, task: Task, index: int, events: int) -> None:
+        self.epoll.register(fd, events)
+        self._watched[fd] = (task, index)
+
+    def is_watched(self, fd: int) -> bool:
+        return fd in self._watched
+
+    def change(self, fd: int, events: int) -> None:
+        """Look for other events on a watched descriptor; edges that were there already come again."""
+        self.epoll.modify(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching `fd`, which is open still."""
+        if self._watched.pop(fd, None) is not None:
+            self.epoll.unregister(fd)
+
+    def release(self, fd: int) -> None:
+        """`fd` is about to be closed, which takes it out of the epoll set, for nobody else has it."""
+        self._watched.pop(fd, None)
+
+    def enqueue(self, task: Task) -> None:
+        """Have `task` run in this round or the next."""
+        self._ready[task] = None
+
+    def drop(self, task: Task) -> None:
+        """Never run or expire `task` again."""
+        self._ready.pop(task, None)
+        self.timers.drop(task)
+
+    def wake(self) -> None:
+        """Have `on_wake` called soon. Safe in signal handlers and other threads, and after `close`."""
+        with self._wakeup_lock:
+            if not self._closed:
+                os.eventfd_write(self._wakeup, 1)
+
+    def run_round(self, latest: float | None = None) -> None:
+        """Wait for events, deadlines or the moment `latest`, then give every ready task its share."""
+        woken = False
+        watched, ready = self._watched, self._ready
+        for fd, mask in self.epoll.poll(self._timeout_s(latest), MAX_EVENTS):
+            owner = watched.get(fd)
+            if owner is not None:
+                owner[0].notice(owner[1], mask)
+                ready[owner[0]] = None
+            elif fd == self._wakeup:
+                os.eventfd_read(self._wakeup)
+                woken = True
+        if woken:
+            for call in self.on_wake:
+                call()
+        now = time.monotonic()
+        for task in list(ready):
+            # popped first: a task may enqueue itself
+            if task in ready:
+                del ready[task]
+                if task.run(now):
+                    ready[task] = None
+        for task in self.timers.take_due(now):
+            later = task.expire(now)
+            if later is not None:
+                self.timers.set(task, later)
+
+    def close(self) -> None:
+        self.epoll.close()
+        with self._wakeup_lock:
+            self._closed = True
+            os.close(self._wakeup)
+
+    def _timeout_s(self, latest: float | None) -> float | None:
+        if self._ready:
+            return 0.0
+        due = self.timers.next_due()
+        if latest is not None:
+            due = latest if due is None else min(due, latest)
+        return None if due is None else max(0.0, due - time.monotonic())

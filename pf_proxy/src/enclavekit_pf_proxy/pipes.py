@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pipes to splice through, lent to flows while bulk data moves and taken back empty."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from enclavekit_pf_proxy.limits import MAX_PIPES
+
+PIPE_BYTES = 256 * 1024  # vsock is fastest with 64..256 KiB at a time and collapses above 2 MiB
+MAX_SPARE = 32  # kept open for the next flow; making one costs three system calls
+
+Pipe = tuple[int, int]
+"""(read end, write end)"""
+
+
+class PipePool:
+    """At most MAX_PIPES pipes. Without a pipe a flow copies: slower, not wrong."""
+
+    def __init__(self, max_pipes: int = MAX_PIPES) -> None:
+        self._max_pipes = max_pipes
+        self._spare: list[Pipe] = []
+        self._lent = 0
+
+    def lend(self) -> Pipe | None:
+        """Return an empty pipe; None if there is none to be had now."""
+        if self._spare:
+            self._lent += 1
+            return self._spare.pop()
+        if self._lent >= self._max_pipes:
+            return None
+        try:
+            pipe = make_pipe()
+        except OSError:
+            return None  # no descriptors left
+        self._lent += 1
+        return pipe
+
+    def take_back(self, pipe: Pipe, *, empty: bool) -> None:
+        """End a loan; a pipe that still holds bytes is closed."""
+        self._lent -= 1
+        if empty and len(self._spare) < MAX_SPARE:
+            self._spare.append(pipe)
+        else:
+            close_pipe(pipe)
+
+    def close(self) -> None:
+        while self._spare:
+            close_pipe(self._spare.pop())
+
+
+def make_pipe() -> Pipe:
+    """Return a non-blocking pipe of PIPE_BYTES, or of what the kernel allows."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError:
+        pass  # over the user's pipe budget (pipe(7)): slower, not wrong
+    return read_end, write_end
+
+
+def close_pipe(pipe: Pipe) -> None:
+    os.close(pipe[0])
+    os.close(pipe[1])

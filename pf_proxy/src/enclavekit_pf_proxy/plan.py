@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a command line or a configuration file asks for: services, workers, how long to drain. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from enclavekit_core.errors import ConfigError
+
+from enclavekit_pf_proxy.limits import Limits, descriptors_for
+from enclavekit_pf_proxy.service import Service
+
+if TYPE_CHECKING:
+    from enclavekit_pf_proxy.policy.gate import Gate
+    from enclavekit_pf_proxy.resolver.service import DnsPlan
+
+MAX_WORKERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    services: Sequence[Service]
+    workers: int = 1
+    """Processes that share each listener."""
+    drain_timeout_s: float = Limits().drain_timeout_s
+    gate: Gate | None = None
+    """The policy of all services that have one."""
+    dns: DnsPlan | None = None
+
+    def check(self, source: str) -> None:
+        """Raise ConfigError, which names `source`."""
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise ConfigError(source, "workers", f"it is not from 1 to {MAX_WORKERS}")
+        if self.gate is not None and self.workers > 1:
+            reason = "with a policy there is one: it must have seen the DNS answer that led to a connection"
+            raise ConfigError(source, "workers", reason)
+        seen: set[str] = set()
+        for service in self.services:
+            for offset in range(service.listen.ports):
+                address = service.listen.at(offset)
+                if getattr(address, "port", 1) and str(address) in seen:  # port 0 is another one each time
+                    raise ConfigError(source, "", f"two listeners are on {address}")
+                seen.add(str(address))
+
+    @property
+    def descriptors(self) -> int:
+        """How many one worker may need."""
+        ports = sum(service.listen.ports for service in self.services)
+        return ports + descriptors_for(sum(share(self, service).max_connections for service in self.services))
+
+
+def share(plan: Plan, service: Service) -> Limits:
+    """Return the limits of one worker: the kernel shares connections out evenly, and so are limits."""
+    limits = service.limits
+    return replace(
+        limits,
+        max_connections=-(-limits.max_connections // plan.workers),
+        max_per_cid=-(-limits.max_per_cid // plan.workers),
+    )

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process that holds the listening sockets, and workers that serve them.
+
+A reload opens what is new, starts workers for the new plan and lets the old ones go on with the connections they have:
+no listening socket that stays is closed for a moment, so nobody who connects meanwhile is turned away. A plan that
+cannot be used leaves everything as it was. A worker that dies is replaced; when the supervisor dies, workers drain
+and end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from enclavekit_core.address import Address, TcpAddress, UnixAddress
+from enclavekit_core.errors import EnclavekitError
+from enclavekit_core.logs import get_logger
+from enclavekit_core.streams import Listener
+
+from enclavekit_pf_proxy.plan import Plan, share
+from enclavekit_pf_proxy.server import Opened, Server
+from enclavekit_pf_proxy.service import Service
+
+if TYPE_CHECKING:
+    from enclavekit_pf_proxy.resolver.service import DnsSockets
+
+RESTART_S = 1.0  # between two starts of one worker: a fault that is there at once is not met in a spin
+BACKLOG = 1024  # for a whole range of clients that connect at once; the kernel's somaxconn may be less
+RETIRE = signal.SIGUSR1
+PR_SET_PDEATHSIG = 1  # prctl(2)
+WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+
+Key = tuple[str, int]
+"""Address as asked for (port 0 numbered by its place), worker; sockets that workers share have worker 0."""
+
+
+@dataclass(slots=True)
+class Worker:
+    index: int
+    started: float
+    generation: int
+
+
+class Supervisor:
+    """`run` returns after SIGTERM or SIGINT."""
+
+    def __init__(self, load: Callable[[], Plan], prepare: Callable[[Plan], Plan], announce: Callable[[Address], None]):
+        """`load` gives the plan, now and at each reload; `prepare` fits it to the process (descriptors); `announce` is
+        told of each address once it is listened on.
+        """
+        self._load, self._prepare, self._announce = load, prepare, announce
+        self._log = get_logger("pf-proxy")
+        self._listeners: dict[Key, Listener] = {}
+        self._workers: dict[int, Worker] = {}
+        self._generation = 0
+        self._missing: dict[int, float] = {}  # worker -> when to start it
+        self._stopping = False
+        self._dns: DnsSockets | None = None
+        self._dns_listen: TcpAddress | None = None
+        self._fresh: list[Address] = []
+        self._plan = prepare(load())
+
+    def run(self) -> int:
+        """Serve. Raises TransportError if it cannot listen at the start."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        try:
+            self._open(self._plan)
+            self._start_generation()
+            while self._workers or self._missing:
+                self._wait()
+        finally:
+            for pid in self._workers:
+                _signal(pid, signal.SIGKILL)
+            for listener in self._listeners.values():
+                listener.close()
+            if self._dns is not None:
+                self._dns.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return 0
+
+    # signals and children
+
+    def _wait(self) -> None:
+        now = time.monotonic()
+        timeout_s = max(0.0, min(self._missing.values(), default=now + 3600.0) - now)
+        caught = signal.sigtimedwait(WATCHED, timeout_s)
+        self._reap()
+        if caught is not None and caught.si_signo == signal.SIGHUP and not self._stopping:
+            self._reload()
+        elif caught is not None and caught.si_signo in (signal.SIGTERM, signal.SIGINT):
+            self._stop()
+        for index, when in list(self._missing.items()):
+            if when <= time.monotonic():
+                del self._missing[index]
+                self._fork(index)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._missing.clear()
+        # the sockets close when workers do, so that what is in their queues is still served or refused by them
+        for pid in self._workers:
+            _signal(pid, signal.SIGTERM)
+
+    def _reap(self) -> None:
+        while self._workers:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            worker = self._workers.pop(pid, None)
+            if worker is None or worker.generation != self._generation or self._stopping:
+                continue
+            code = os.waitstatus_to_exitcode(status)
+            self._log.error("worker ended", worker=worker.index, pid=pid, code=code)
+            self._missing[worker.index] = max(time.monotonic(), worker.started + RESTART_S)
+
+    def _reload(self) -> None:
+        try:
+            plan = self._prepare(self._load())
+            self._open(plan)
+        except EnclavekitError as exc:
+            self._log.error("cannot reload, going on as before", cause=str(exc))
+            return
+        self._plan = plan
+        old = list(self._workers)
+        self._missing.clear()
+        self._start_generation()
+        for pid in old:
+            _signal(pid, RETIRE)
+        self._log.info("reloaded", listeners=len(plan.services), workers=plan.workers)
+
+    # sockets
+
+    def _open(self, plan: Plan) -> None:
+        """Have exactly what `plan` needs open; on failure what was open before stays."""
+        opened: dict[Key, Listener] = {}
+        try:
+            for key, address in _keys_of(plan):
+                if key not in self._listeners:
+                    # a second worker's socket is bound to the port that the kernel chose for the first
+                    first = opened.get((key[0], 0)) or self._listeners.get((key[0], 0))
+                    where = first.bound_address if first is not None else address
+                    reuse_port = isinstance(address, TcpAddress)
+                    if first is None and reuse_port:
+                        Listener(address).close()  # with SO_REUSEPORT alone, another supervisor would share it unseen
+                    opened[key] = Listener(where, backlog=BACKLOG, reuse_port=reuse_port)
+        except EnclavekitError:
+            for listener in opened.values():
+                listener.close()
+            raise
+        try:
+            self._open_dns(plan)
+        except EnclavekitError:
+            for listener in opened.values():
+                listener.close()
+            raise
+        # sockets of an address that stays are kept even if workers become fewer: clients may wait in their queues
+        wanted = {key[0] for key, _ in _keys_of(plan)}
+        for key in [key for key in self._listeners if key[0] not in wanted]:
+            self._listeners.pop(key).close()
+        self._listeners.update(opened)
+        self._fresh = [listener.bound_address for key, listener in opened.items() if key[1] == 0]
+
+    def _open_dns(self, plan: Plan) -> None:
+        wanted = plan.dns.listen if plan.dns is not None else None
+        if wanted == self._dns_listen:
+            return
+        fresh = None
+        if wanted is not None:
+            from enclavekit_pf_proxy.resolver.service import open_sockets
+
+            fresh = open_sockets(wanted)
+        if self._dns is not None:
+            self._dns.close()
+        self._dns, self._dns_listen = fresh, wanted
+
+    # workers
+
+    def _start_generation(self) -> None:
+        self._generation += 1
+        for index in range(self._plan.workers):
+            self._fork(index)
+        for address in self._fresh:
+            self._log.info("listening", listen=str(address))
+            self._announce(address)
+
+    def _fork(self, index: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            self._workers[pid] = Worker(index, time.monotonic(), self._generation)
+            return
+        status = 70
+        try:
+            status = self._work(index, parent)
+        except BaseException as exc:  # nothing may run on into the supervisor's code
+            self._log.error("worker failed", worker=index, cause=repr(exc))
+        finally:
+            os._exit(status)
+
+    def _work(self, index: int, parent: int) -> int:
+        """The life of a worker."""
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            return 0  # it died before we could ask to be told
+        opened: list[Opened] = []
+        mine: set[Key] = set()
+        for number, service in enumerate(self._plan.services):
+            offsets = {_key_of(number, service, offset, 0)[0]: offset for offset in range(service.listen.ports)}
+            keys = [key for key in self._listeners if key[0] in offsets and self._serves(index, service, key)]
+            mine.update(keys)
+            limited = replace(service, limits=share(self._plan, service))
+            opened.append((limited, [(offsets[key[0]], self._listeners[key]) for key in keys]))
+        for key, listener in self._listeners.items():
+            listener.leave_file()
+            if key not in mine:
+                listener.close()
+        server = Server(opened, self._plan.drain_timeout_s)
+        if self._dns is not None:
+            _serve_dns(server, self._dns, self._plan)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.stop())
+        signal.signal(RETIRE, lambda *_: server.retire())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal's goes to the whole group
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+        server.run()
+        return 0
+
+    def _serves(self, index: int, service: Service, key: Key) -> bool:
+        """Say whether worker `index` accepts from the socket: all do from one that is shared."""
+        return not isinstance(service.listen.first, TcpAddress) or key[1] % self._plan.workers == index
+
+
+def _serve_dns(server: Server, sockets: DnsSockets, plan: Plan) -> None:
+    from enclavekit_pf_proxy.resolver.service import DnsService
+
+    assert plan.gate is not None and plan.dns is not None
+    server.when_stopping.append(DnsService(server.loop, sockets, plan.gate, plan.dns).stop)
+
+
+def _keys_of(plan: Plan) -> list[tuple[Key, Address]]:
+    found: dict[Key, Address] = {}
+    for worker in range(plan.workers):
+        for number, service in enumerate(plan.services):
+            for offset in range(service.listen.ports):
+                found[_key_of(number, service, offset, worker)] = service.listen.at(offset)
+    return list(found.items())
+
+
+def _key_of(number: int, service: Service, offset: int, worker: int) -> Key:
+    address = service.listen.at(offset)
+    text = str(address)
+    if isinstance(address, UnixAddress):
+        return text, 0
+    if not address.port:
+        text = f"{text} of {service.name or number}"
+    # only TCP has SO_REUSEPORT; other sockets are shared
+    return text, worker if isinstance(address, TcpAddress) else 0
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass  # ended meanwhile; it is reaped soon

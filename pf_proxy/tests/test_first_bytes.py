@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What first bytes show, however they are cut; hellos as OpenSSL makes them."""
+
+import ssl
+
+import pytest
+from enclavekit_pf_proxy.policy.client_hello import MAX_HELLO_BYTES, Hello, MalformedHello, read_hello
+from enclavekit_pf_proxy.policy.first_bytes import MALFORMED, MAX_HEAD_BYTES, NOTHING, FirstBytes, Shown
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def hello(name, **versions):
+    context = ssl.create_default_context()
+    context.check_hostname = name is not None
+    if "maximum" in versions:
+        context.maximum_version = versions["maximum"]
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+def records(message, size):
+    """The handshake message in records of `size` bytes."""
+    pieces = [message[start : start + size] for start in range(0, len(message), size)]
+    return b"".join(b"\x16\x03\x01" + len(piece).to_bytes(2, "big") + piece for piece in pieces)
+
+
+def body_of(wire):
+    return wire[5:]
+
+
+PLAIN, WITHOUT = hello("api.example.com"), hello(None)
+
+
+def with_extension(wire, kind, value):
+    """The hello with one more extension."""
+    message = bytearray(body_of(wire))
+    extension = kind.to_bytes(2, "big") + len(value).to_bytes(2, "big") + value
+    session = 4 + 2 + 32
+    ciphers = session + 1 + message[session]
+    methods = ciphers + 2 + int.from_bytes(message[ciphers : ciphers + 2], "big")
+    start = methods + 1 + message[methods]
+    length = int.from_bytes(message[start : start + 2], "big") + len(extension)
+    message[start : start + 2] = length.to_bytes(2, "big")
+    message += extension
+    message[1:4] = (len(message) - 4).to_bytes(3, "big")
+    return records(bytes(message), 2**14)
+
+
+@pytest.mark.parametrize("maximum", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_hellos_of_openssl(maximum):
+    assert read_hello(hello("api.example.com", maximum=maximum)) == Hello(b"api.example.com", False)
+    assert read_hello(hello(None, maximum=maximum)) == Hello(None, False)
+
+
+def test_every_truncation_waits_for_more():
+    for cut in range(len(PLAIN)):
+        assert read_hello(PLAIN[:cut]) is None
+        assert FirstBytes().feed(PLAIN[:cut]) is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_fragments_hide_nothing(size):
+    wire = records(body_of(PLAIN), size)
+    assert read_hello(wire) == Hello(b"api.example.com", False)
+    first = FirstBytes()
+    shown = None
+    for start in range(0, len(wire), 50):
+        assert shown is None
+        shown = first.feed(wire[start : start + 50])
+    assert shown == Shown("api.example.com")
+    assert first.data == wire
+
+
+def test_encrypted_hellos_are_known():
+    for kind in (0xFE0D, 0xFFCE):
+        assert FirstBytes().feed(with_extension(PLAIN, kind, b"x" * 40)) == Shown("api.example.com", encrypted=True)
+    assert FirstBytes().feed(with_extension(WITHOUT, 0xFE0D, b"x")) == Shown(encrypted=True)
+
+
+NAME = b"evil.example"
+ENTRY = b"\0" + len(NAME).to_bytes(2, "big") + NAME
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        with_extension(PLAIN, 0, len(ENTRY).to_bytes(2, "big") + ENTRY),  # twice
+        with_extension(WITHOUT, 0, (2 * len(ENTRY)).to_bytes(2, "big") + 2 * ENTRY),  # two names
+        with_extension(WITHOUT, 0, len(ENTRY).to_bytes(2, "big") + ENTRY + b"x"),
+        with_extension(WITHOUT, 0, b""),
+        with_extension(WITHOUT, 0, b"\0\3\0\0\0"),
+        with_extension(WITHOUT, 0, b"\0\4\1\0\1a"),
+        b"\x16\x03\x01\0\0",
+        b"\x16\x03\x01\xff\xff",
+        b"\x16\x02\x01\0\5",
+        b"\x16\x03\x01\0\4\x02\0\0\0",  # a ServerHello
+        b"\x16\x03\x01\0\4\x01\0\0\0",
+        b"\x16\x03\x01\0\4\x01" + (MAX_HELLO_BYTES + 1).to_bytes(3, "big"),
+        b"\x16\x03\x01\0\1\x01" + b"\x17\x03\x01\0\1\0",  # another kind of record in between
+        records(body_of(PLAIN) + b"x", 2**14),
+        records(body_of(PLAIN)[:-1] + b"", 2**14)[:3] + b"\0\6\1\0\0\2\3\3",
+    ],
+)
+def test_contradictions_are_malformed(wire):
+    with pytest.raises(MalformedHello):
+        read_hello(wire)
+    assert FirstBytes().feed(wire) == MALFORMED
+
+
+def test_a_name_that_is_an_address_is_malformed():
+    entry = b"\0\0\x071.2.3.4"
+    assert FirstBytes().feed(with_extension(WITHOUT, 0, len(entry).to_bytes(2, "big") + entry)) == MALFORMED
+
+
+@given(st.binary(max_size=200), st.integers(0, len(PLAIN)))
+def test_noise_is_never_a_surprise(noise, cut):
+    for data in (noise, PLAIN[:cut] + noise, b"\x16\x03\x01" + noise, b"GET " + noise):
+        first = FirstBytes()
+        shown = first.feed(data)
+        assert shown is None or isinstance(shown, Shown)
+        assert first.data == data
+        assert first.give_up() == (MALFORMED if data else NOTHING)
+
+
+REQUESTS = {
+    b"GET / HTTP/1.1\r\nHost: api.example.com\r\n\r\n": Shown("api.example.com"),
+    b"GET / HTTP/1.1\r\nhOsT:  API.example.com:8080 \r\nX: y\r\n\r\n": Shown("api.example.com"),
+    b"GET http://api.example.com/x HTTP/1.1\r\nHost: api.example.com\r\n\r\n": Shown("api.example.com"),
+    b"GET http://evil.example/ HTTP/1.1\r\nHost: api.example.com\r\n\r\n": MALFORMED,
+    b"GET //evil.example/ HTTP/1.1\r\nHost: api.example.com\r\n\r\n": Shown("api.example.com"),
+    b"GET / HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n\r\n": MALFORMED,
+    b"GET / HTTP/1.1\r\n\r\n": MALFORMED,
+    b"GET / HTTP/1.0\r\n\r\n": NOTHING,
+    b"GET / HTTP/1.1\r\nHost: 1.2.3.4\r\n\r\n": NOTHING,
+    b"GET / HTTP/1.1\r\nHost: a.example:80@b.example\r\n\r\n": NOTHING,
+    b"GET / HTTP/1.1\r\nHost : a.example\r\n\r\n": MALFORMED,
+    b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n": Shown("a.example"),
+    b"CONNECT b.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n": MALFORMED,
+    b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n": MALFORMED,
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n": NOTHING,
+    b"SSH-2.0-OpenSSH\r\n": NOTHING,
+    b"\0\0\0\x08\x04\xd2\x16\x2f": NOTHING,
+    b"GETX / HTTP/1.1\r\n": NOTHING,
+}
+
+
+@pytest.mark.parametrize("data", REQUESTS, ids=lambda data: data[:40].decode("latin-1"))
+def test_requests(data):
+    assert FirstBytes().feed(data) == REQUESTS[data]
+
+
+def test_a_request_in_pieces_waits_for_its_head():
+    first = FirstBytes()
+    data = b"POST /x HTTP/1.1\r\nHost: api.example.com\r\nContent-Length: 3\r\n\r\n"
+    for byte in data[:-1]:
+        assert first.feed(bytes([byte])) is None
+    assert first.feed(data[-1:]) == Shown("api.example.com")
+    assert first.data == data
