@@ -190,7 +190,7 @@ def test_file_is_attested_before_anybody_asks(shell, enclave, ra):
     assert timestamp("") < now
 
 
-def test_file_in_the_enclave_is_proven_to_be_ours(shell, enclave, ra):
+def test_file_in_the_enclave_is_proven_to_be_ours(shell, enclave, ra, measurements):
     (shell.directory / "ours.bin").write_bytes(DATA)
     shell.run(*enclave.pipeline("cp", "ours.bin", f"{enclave.cid}:/data/ours.bin"))
     curl = ["curl", "-sSfk", "--retry", "60", "--retry-all-errors", "--retry-delay", "1"]

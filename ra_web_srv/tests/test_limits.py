@@ -15,6 +15,8 @@ from enclavekit_ra_web_srv.jobs import Jobs, JobState, TooManyJobsError
 from enclavekit_ra_web_srv.known_files import KnownFiles
 from enclavekit_ra_web_srv.nsm_worker import NsmTimeoutError, NsmWorker
 from enclavekit_ra_web_srv.paths import confine
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def path_of(file, data):
@@ -121,6 +123,20 @@ def test_known_files_forget_the_oldest(monkeypatch):
     for path in (b"/a", b"/b", b"/a", b"/c"):
         known.add_generated(path)
     assert [path in known for path in (b"/a", b"/b", b"/c")] == [True, False, True]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([b"/a", b"/a/b", b"/a/c", b"/ab", b"/b"]))))
+def test_pages_are_of_what_is_known_in_order(steps):
+    known, present = KnownFiles(), set()
+    for add, path in steps:
+        (known.add_generated if add else known.forget_generated)(path)
+        (present.add if add else present.discard)(path)
+        below = sorted(one for one in present if one == b"/a" or one.startswith(b"/a/"))
+        assert known.page(b"/", b"", 10) == sorted(present)
+        assert known.page(b"/a", b"", 10) == below
+        assert known.page(b"/a", b"", 1) == below[:1]
+        if below:
+            assert known.page(b"/a", below[0], 10) == below[1:]
 
 
 async def test_stuck_nsm_refuses_instead_of_waiting_for_ever(nsm, monkeypatch):

@@ -47,6 +47,7 @@ from enclavekit_ra_web_srv.vrf_key import VrfKey
 KEEPALIVE_S = 30.0  # also how long a connection may be silent, or take for the head of a request
 SHUTDOWN_S = 5.0  # for requests under way; enclave_init allows 10 s by default
 LINGER_S = 0.2  # after an answer to a body that we did not read: time for the client to see the answer
+LEARN_EVERY_S = 60.0
 BACKLOG = 1024  # connections that arrive at once wait here
 MAX_LINE_BYTES = 64 * 1024  # of a request: a path of 4096 characters, each of four bytes and these escaped
 
@@ -106,11 +107,17 @@ class Service:
         self.application = shell.application()
 
     async def learn_own_evidence(self) -> None:
-        """Ask the NSM once, so that records which are read back can be compared. A stuck NSM is asked again later."""
+        """Ask the NSM what is in all of its documents, for comparison with records that are read back."""
         try:
             self.records.check = RecordCheck(await self.evidence.fresh())
         except EnclavekitError as exc:
             log.error("the NSM does not answer: records on the bus are of no use", cause=str(exc))
+
+    async def follow_own_evidence(self) -> None:
+        """Ask again and again, until cancelled: registers may be locked later, and an NSM may come to its senses."""
+        while True:
+            await asyncio.sleep(LEARN_EVERY_S)
+            await self.learn_own_evidence()
 
     def metrics(self) -> Iterator[Metric]:
         """Yield what is counted now."""
@@ -163,7 +170,13 @@ async def serve(config: Config, *, print_address: bool = False) -> None:
         if print_address:
             print(listener.bound_address, flush=True)
 
-        parts = [service.keeper.run(), service.ahead.run(), service.ahead.refresh(), service.certificate.run()]
+        parts = [
+            service.keeper.run(),
+            service.follow_own_evidence(),
+            service.ahead.run(),
+            service.ahead.refresh(),
+            service.certificate.run(),
+        ]
         if service.bus is not None:
             parts += [service.known.follow_bus(service.bus, config.hash_bucket_name), service.records.run()]
         running = [asyncio.ensure_future(part) for part in parts]
