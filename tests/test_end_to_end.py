@@ -138,20 +138,21 @@ def test_client_talks_to_the_enclave_only_when_it_proves_itself(shell, enclave, 
     from enclavekit_attestation.transports import requests_adapter
 
     fetch_evidence(shell, ra, secrets.token_hex(32))  # the server is up
-    shell.run("attest", "policy", "new", "--eif", notes, "--name", "notes", "-o", "notes.policy.yaml")
-    verify = ["attest", "verify", "--url", ra, "--policy", "notes.policy.yaml"]
+    mine = shell.directory / f"{enclave.id}.policy.yaml"
+    shell.run("attest", "policy", "new", "--eif", notes, "--name", "notes", "-o", mine)
+    verify = ["attest", "verify", "--url", ra, "--policy", mine]
     verdict = shell.json(*verify, "--insecure-dev-root", enclave.dev_root, "--json")
     assert (verdict["measurement_set"], verdict["nonce_checked"]) == ("notes", True)
     shell.refusal(*verify, expect=12)
 
-    text = (shell.directory / "notes.policy.yaml").read_text()
+    text = mine.read_text()
     other = shell.directory / "other.policy.yaml"
     other.write_text(text.replace(verdict["pcrs"]["0"], "11" * 48))
     shell.refusal(*verify[:-1], other, "--insecure-dev-root", enclave.dev_root, expect=17)
 
     root = read_insecure_dev_root(enclave.dev_root)
     with requests.Session() as session:
-        policy = load_policy(str(shell.directory / "notes.policy.yaml"))
+        policy = load_policy(str(mine))
         session.mount("https://", requests_adapter(attested_ssl_context(policy, insecure_dev_root=root)))
         assert session.get(f"{ra}/pcrs/", timeout=60).json()["pcrs"]["0"] == verdict["pcrs"]["0"]
     with requests.Session() as session:

@@ -459,6 +459,7 @@ CHANGES = {
     "pins": {"zlib1g": Input("debian", "zlib1g", "1", "00")},
     "origin": Origin("archive", "base.tar", "00"),
     "clients": (Client("alice", "PEM", ["exec"]),),
+    "logs": b"[logs]\nformat = 'json'\n",
     "name": "shop",
     "version": "2",
     "overrides": (Overrides(user="web"),),
