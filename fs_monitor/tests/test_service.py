@@ -83,16 +83,17 @@ def test_log_of_the_service_itself_is_no_file_of_the_tree(tree, nats, start_moni
 
 
 def test_status_hash_and_metrics(tree, monitor):
+    monitor.until_status(lambda status: status["files"]["closed"] == 1)
     status = monitor.command("status", "--wait", "--json")
-    assert status["ready"] and status["files"]["closed"] == 1 and status["failed"] == []
+    assert status["ready"] and status["failed"] == []
     assert status["roots"][0]["present"] and not status["roots"][0]["blind"]
-    assert monitor.command("status").startswith(b"ready: 1 closed\n")
-    found = monitor.command("hash", str(tree / "first"), "--json")
+    assert monitor.command("status").startswith(b"ready: 1 ")
+    found = monitor.command("hash", "--wait", str(tree / "first"), "--json")
     info = os.stat(tree / "first")
     expected = hashes_of(tree)[os.fsencode(tree / "first")].hex()
     assert (found["kind"], found["sha3_512"]) == ("file", expected)
     assert (found["size"], found["mtime_ns"]) == (info.st_size, info.st_mtime_ns)
-    assert monitor.command("hash", str(tree / "first")) == f"{expected}  {tree}/first\n".encode()
+    assert monitor.command("hash", "--wait", str(tree / "first")) == f"{expected}  {tree}/first\n".encode()
     samples = dict(re.findall(rb"^(\w+)(?:\{\})? ([0-9.]+)$", monitor.command("metrics"), re.MULTILINE))
     assert samples[b"fs_monitor_ready"] == b"1"
     assert int(samples[b"fs_monitor_hashed_bytes_total"]) >= 1
@@ -117,11 +118,9 @@ def test_hash_finds_names_of_every_kind(tree, monitor):
     found = monitor.agrees()
     for name in names:
         path = os.path.join(os.fsencode(tree), name)
-        answer = control_client.ask(monitor.socket, "/hash", {"path": os.fsdecode(path)})
-        assert (os.fsencode(answer["path"]), answer["sha3_512"]) == (path, found[path].hex())
-        said = monitor.command("hash", path, "--json")
+        said = monitor.command("hash", "--wait", path, "--json")
         assert (os.fsencode(said["path"]), said["sha3_512"]) == (path, found[path].hex())
-    line = monitor.command("hash", os.path.join(os.fsencode(tree), b"new\nline"))
+    line = monitor.command("hash", "--wait", os.path.join(os.fsencode(tree), b"new\nline"))
     assert line.startswith(b"\\") and line.endswith(b"new\\nline\n")
 
 
@@ -155,10 +154,10 @@ def test_digest_of_a_directory_covers_names_types_and_modes(tree, monitor):
             TreeEntry(b"sub", Kind.DIRECTORY, 0o750, digest_of_directory([])),
         ]
     )
-    found = monitor.command("hash", str(tree / "dir"), "--json")
+    found = monitor.command("hash", "--wait", str(tree / "dir"), "--json")
     assert (found["kind"], found["sha3_512"], found["files"]) == ("directory", expected.hex(), 1)
     os.rename(tree / "dir/sub", tree / "dir/sub2")
-    renamed = monitor.command("hash", str(tree / "dir"), "--json")
+    renamed = monitor.command("hash", "--wait", str(tree / "dir"), "--json")
     assert renamed["sha3_512"] != expected.hex()
 
 
@@ -236,7 +235,7 @@ def test_bus_that_hangs_holds_nothing_else_up(tree, monitor, nats):
     for number in range(20):
         (tree / f"f{number}").write_bytes(b"%d" % number)
     monitor.until_status(lambda status: status["files"]["closed"] == 21)
-    known = control_client.ask(monitor.socket, "/hash", {"path": str(tree / "f7")})
+    known = monitor.command("hash", "--wait", str(tree / "f7"), "--json")
     assert known["sha3_512"] == hashes_of(tree)[os.fsencode(tree / "f7")].hex()
     nats.process.send_signal(signal.SIGCONT)
     monitor.agrees()
