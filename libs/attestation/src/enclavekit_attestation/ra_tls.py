@@ -12,14 +12,12 @@ uuid5(NAMESPACE_URL, "enclavekit/ra-tls/nitro/1").
 
 from __future__ import annotations
 
-import datetime
-
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from enclavekit_core.errors import VerificationError
 
-from enclavekit_attestation.binding import CERTIFICATE_LIFETIME, CLOCK_SLACK, TlsIdentity
+from enclavekit_attestation.binding import TlsIdentity, self_signed
 
 OID = x509.ObjectIdentifier("2.25.183587865731266916543054570927095228216")
 
@@ -28,22 +26,7 @@ def make_certificate(identity: TlsIdentity, common_name: str, document: bytes) -
     """Return a certificate (PEM) of the identity's key that holds `document`."""
     key = serialization.load_pem_private_key(identity.key_pem, None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SLACK)
-        .not_valid_after(now + CERTIFICATE_LIFETIME)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(common_name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.UnrecognizedExtension(OID, document), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM)
+    return self_signed(key, common_name, x509.UnrecognizedExtension(OID, document))
 
 
 def document_in_certificate(certificate_der: bytes) -> bytes:
