@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from enclavekit_attestation.caller import Identity
 from enclavekit_attestation.policy import Policy
 from enclavekit_attestation.roots import read_insecure_dev_root
 from enclavekit_core import fabric
@@ -24,7 +25,7 @@ from enclavekit_emulator.nsm_server import serve_nsm
 from enclavekit_emulator.nsm_service import NsmService
 from enclavekit_pipeline.cli import main
 from enclavekit_pipeline.host.client import Target
-from enclavekit_pipeline.host.identity import Identity, generate
+from enclavekit_pipeline.host.identity import generate
 from enclavekit_pipeline.host.trust import Trust
 
 CID = 20

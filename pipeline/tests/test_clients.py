@@ -7,9 +7,10 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from enclavekit_attestation.caller import Identity
 from enclavekit_core.errors import ConfigError, RemoteProtocolError, VerificationError
 from enclavekit_pipeline.enclave.clients import Clients, Grant, Refused, check_forward, check_path, check_request
-from enclavekit_pipeline.host.identity import Identity, generate
+from enclavekit_pipeline.host.identity import generate
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
 from enclavekit_pipeline.wire.forward_messages import DialRequest, ListenRequest

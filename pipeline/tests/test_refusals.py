@@ -10,6 +10,7 @@ import time
 
 import pytest
 from enclavekit_attestation.binding import TlsIdentity, encode_binding
+from enclavekit_attestation.caller import Identity
 from enclavekit_core import fabric, tls
 from enclavekit_core.address import UnixAddress, VsockAddress
 from enclavekit_core.aio import start_server
@@ -18,7 +19,6 @@ from enclavekit_core.streams import Listener, connect
 from enclavekit_nsm.client import NsmClient
 from enclavekit_pipeline.enclave.reception import MAX_STRANGERS
 from enclavekit_pipeline.host import client, session
-from enclavekit_pipeline.host.identity import Identity
 from enclavekit_pipeline.host.trust import build_trust
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
 from enclavekit_pipeline.wire.frames import Frame, FrameDecoder, Kind, encode

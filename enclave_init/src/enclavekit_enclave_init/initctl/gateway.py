@@ -28,6 +28,7 @@ from typing import Any
 
 import msgspec
 from enclavekit_attestation.binding import TlsIdentity, encode_binding
+from enclavekit_attestation.caller import check_proof
 from enclavekit_core import aio, logs, tls
 from enclavekit_core.address import CID_ANY, UnixAddress, VsockAddress
 from enclavekit_core.cli import run_and_exit
@@ -94,27 +95,9 @@ class Clients:
 
     def authenticate(self, certificate_der: bytes, signature: bytes, signed: bytes) -> Client:
         """Return who made `signature` over `signed`. Raises VerificationError."""
-        from cryptography import x509
-        from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-
-        try:
-            key = x509.load_der_x509_certificate(certificate_der).public_key()
-        except Exception as exc:  # a stranger's bytes: whichever exception the parser picks, it is no certificate
-            raise VerificationError("the caller", "the certificate is not one") from exc
-        try:
-            if isinstance(key, ec.EllipticCurvePublicKey):
-                key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
-            elif isinstance(key, ed25519.Ed25519PublicKey):
-                key.verify(signature, signed)
-            else:
-                raise VerificationError("the caller", "neither an EC nor an Ed25519 key")
-        except (InvalidSignature, UnsupportedAlgorithm) as exc:
-            raise VerificationError("the caller", "the signature is not by the certificate's key") from exc
-        spki = _spki_sha256(key)
+        caller = check_proof(certificate_der, signature, signed)
         for known, client in self._by_key.items():
-            if hmac.compare_digest(known, spki):
+            if hmac.compare_digest(known, caller.spki_sha256):
                 return client
         raise VerificationError("the caller", "nobody in the enclave's list who may control it has this key")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from enclavekit_core.address import VsockAddress
-from enclavekit_core.errors import ConfigError, InputError, RemoteProtocolError, TransportError, describe_cause
+from enclavekit_core.errors import ConfigError, InputError, RemoteProtocolError, TransportError
 from enclavekit_core.streams import connect
 from enclavekit_core.tls import attested_client_context, peer_certificate_der
 
@@ -21,6 +21,7 @@ from enclavekit_enclave_init.initctl import channel
 from enclavekit_enclave_init.initctl.framing import LENGTH, encode_frame
 
 if TYPE_CHECKING:
+    from enclavekit_attestation.caller import Identity
     from enclavekit_attestation.policy import Policy
 
 VARIABLES = {
@@ -29,7 +30,6 @@ VARIABLES = {
     "identity": "PIPELINE_IDENTITY",
     "insecure_dev_root": "PIPELINE_INSECURE_DEV_ROOT",
 }  # pipeline's: who has set them for one enters by both
-MAX_FILE_BYTES = 64 * 1024
 HANDSHAKE_TIMEOUT_S = 30.0
 
 
@@ -39,8 +39,7 @@ class Demands:
 
     policy: Policy
     root: bytes | None
-    certificate_der: bytes
-    key_pem: bytes
+    identity: Identity
 
 
 def make_demands(
@@ -54,6 +53,7 @@ def make_demands(
     environment: Mapping[str, str],
 ) -> Demands:
     """Return the demands; flags go before the environment. Raises ConfigError, InputError, VerificationError."""
+    from enclavekit_attestation.caller import Identity
     from enclavekit_attestation.policy import Policy, load_policy, parse_pcr
     from enclavekit_attestation.roots import read_insecure_dev_root
 
@@ -83,7 +83,7 @@ def make_demands(
     prefix = identity or environment.get(VARIABLES["identity"])
     if not prefix:
         raise ConfigError("an enclave", "", "nothing says who we are: give --identity PREFIX (see pipeline keygen)")
-    return Demands(demanded, root, *_load_identity(prefix))
+    return Demands(demanded, root, Identity.load(prefix))
 
 
 def open_attested(address: VsockAddress, demands: Demands, timeout_s: float) -> ssl.SSLSocket:
@@ -122,7 +122,7 @@ def _shake_hands(tls: ssl.SSLSocket, demands: Demands) -> None:
     )
     check_binding(verified.user_data, channel.SERVICE, certificate, public_key=verified.public_key)
     signed = channel.proof_bytes(spki_sha256_of(certificate), nonce, server_nonce)
-    tls.sendall(encode_frame(channel.encode_auth(demands.certificate_der, _sign(demands.key_pem, signed))))
+    tls.sendall(encode_frame(channel.encode_auth(demands.identity.certificate_der, demands.identity.sign(signed))))
     channel.decode_accept(_read_frame(tls))
 
 
@@ -141,42 +141,6 @@ def _read_exactly(tls: ssl.SSLSocket, count: int) -> bytes:
             raise RemoteProtocolError("cannot shake hands: the enclave ended the connection")
         data += chunk
     return data
-
-
-def _sign(key_pem: bytes, data: bytes) -> bytes:
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    try:
-        key = load_pem_private_key(key_pem, None)
-    except (ValueError, TypeError) as exc:
-        raise InputError("use identity", "key", "it is damaged or protected by a password") from exc
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        return key.sign(data, ec.ECDSA(hashes.SHA256()))
-    if isinstance(key, ed25519.Ed25519PrivateKey):
-        return key.sign(data)
-    raise InputError("use identity", "key", "it is neither an EC nor an Ed25519 key")
-
-
-def _load_identity(prefix: str) -> tuple[bytes, bytes]:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    base = prefix.removesuffix(".key").removesuffix(".crt")
-    key, certificate = _read(f"{base}.key"), _read(f"{base}.crt")
-    try:
-        return x509.load_pem_x509_certificate(certificate).public_bytes(Encoding.DER), key
-    except ValueError as exc:
-        raise InputError("use identity", f"{base}.crt", "it is not a certificate in PEM form") from exc
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as source:
-            return source.read(MAX_FILE_BYTES)
-    except OSError as exc:
-        raise InputError("use identity", path, describe_cause(exc)) from exc
 
 
 def _measure(path: str) -> dict[int, bytes]:

@@ -131,8 +131,9 @@ def make_target(args: argparse.Namespace, enclave: str) -> Target:
     from enclavekit_core.enclaves import find_cid
 
     cid = find_cid(enclave)
+    from enclavekit_attestation.caller import Identity
+
     from enclavekit_pipeline.host.client import Target
-    from enclavekit_pipeline.host.identity import Identity
     from enclavekit_pipeline.host.trust import VARIABLES, build_trust
 
     prefix = args.identity or os.environ.get(VARIABLES["identity"])

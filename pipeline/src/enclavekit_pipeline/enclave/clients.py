@@ -30,10 +30,10 @@ import hmac
 import posixpath
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from enclavekit_attestation.caller import check_proof
 from enclavekit_core.address import TcpAddress, parse_listed_address
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError, VerificationError
@@ -135,26 +135,11 @@ class Clients:
 
         Raises: VerificationError if the proof is wrong or its maker is not in the list.
         """
-        try:
-            certificate = x509.load_der_x509_certificate(certificate_der)
-            key = certificate.public_key()
-            claimed = _name_of(certificate)
-        except Exception as exc:  # a stranger's bytes: whichever exception the parser picks, it is no certificate
-            raise VerificationError("the caller", "the certificate is not one") from exc
-        try:
-            if isinstance(key, ec.EllipticCurvePublicKey):
-                key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
-            elif isinstance(key, ed25519.Ed25519PublicKey):
-                key.verify(signature, signed)
-            else:
-                raise VerificationError("the caller", "neither an EC nor an Ed25519 key")
-        except (InvalidSignature, UnsupportedAlgorithm) as exc:
-            raise VerificationError("the caller", "the signature is not by the certificate's key") from exc
-        spki = hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+        caller = check_proof(certificate_der, signature, signed)
         for known, grant in self._by_key.items():
-            if hmac.compare_digest(known, spki):
+            if hmac.compare_digest(known, caller.spki_sha256):
                 return grant
-        raise VerificationError("the caller", f"the enclave's list has no client {claimed!r} with this key")
+        raise VerificationError("the caller", f"the enclave's list has no client {caller.claimed_name!r} with this key")
 
 
 def check_request(grant: Grant, request: Request) -> None:
@@ -258,8 +243,3 @@ def _key_of(grant: Grant, source: str) -> bytes:
         return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
     except (ValueError, UnsupportedAlgorithm) as exc:
         raise ConfigError(source, grant.name, "its certificate or key hash is malformed") from exc
-
-
-def _name_of(certificate: x509.Certificate) -> str:
-    names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return str(names[0].value)[:64] if names else "without a name"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from enclavekit_attestation.binding import spki_sha256_of
+from enclavekit_attestation.caller import Identity
 from enclavekit_attestation.verify import VerifiedDocument
 from enclavekit_core import streams, tls
 from enclavekit_core.address import VsockAddress
@@ -17,7 +18,6 @@ from enclavekit_core.errors import RemoteProtocolError, TransportError, Verifica
 
 from enclavekit_pipeline.channel.mux import Connection, RequestRefused, Stream
 from enclavekit_pipeline.channel.tls_socket import TlsSocket
-from enclavekit_pipeline.host.identity import Identity
 from enclavekit_pipeline.host.trust import Trust
 from enclavekit_pipeline.wire.frames import Frame, Kind
 from enclavekit_pipeline.wire.handshake import NONCE_BYTES, ClientHandshake, proof_bytes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The caller's key and certificate: made by `pipeline keygen`, used to answer the enclave's challenge."""
+"""`pipeline keygen`: the key and certificate that answer an enclave's challenge (`enclavekit_attestation.caller`)."""
 
 from __future__ import annotations
 
@@ -7,51 +7,12 @@ import contextlib
 import datetime
 import os
 import re
-from dataclasses import dataclass
 
 from enclavekit_core.errors import InputError, describe_cause
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")  # ends up in file names, certificates and logs
 NAME_RULE = "a name has 1 to 64 of A-Z a-z 0-9 . _ @ - and begins with a letter or digit"
 LIFETIME = datetime.timedelta(days=3650)  # the enclave's list decides who may enter, not a date
-MAX_FILE_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True)
-class Identity:
-    """A loaded key pair."""
-
-    certificate_der: bytes
-    key_pem: bytes
-
-    @classmethod
-    def load(cls, prefix: str) -> Identity:
-        """Read PREFIX.key and PREFIX.crt; PREFIX may also name either file. Raises InputError."""
-        from cryptography import x509
-        from cryptography.hazmat.primitives.serialization import Encoding
-
-        base = re.sub(r"\.(key|crt)\Z", "", prefix)
-        key, certificate = _read(f"{base}.key"), _read(f"{base}.crt")
-        try:
-            return cls(x509.load_pem_x509_certificate(certificate).public_bytes(Encoding.DER), key)
-        except ValueError as exc:
-            raise InputError("use identity", f"{base}.crt", "it is not a certificate in PEM form") from exc
-
-    def sign(self, data: bytes) -> bytes:
-        """Sign for the enclave. Raises InputError if the key cannot."""
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-        try:
-            key = load_pem_private_key(self.key_pem, None)
-        except (ValueError, TypeError) as exc:
-            raise InputError("use identity", "key", "it is damaged or protected by a password") from exc
-        if isinstance(key, ec.EllipticCurvePrivateKey):
-            return key.sign(data, ec.ECDSA(hashes.SHA256()))
-        if isinstance(key, ed25519.Ed25519PrivateKey):
-            return key.sign(data)
-        raise InputError("use identity", "key", "it is neither an EC nor an Ed25519 key")
 
 
 def generate(name: str, directory: str) -> tuple[str, str]:
@@ -96,11 +57,3 @@ def generate(name: str, directory: str) -> tuple[str, str]:
                 os.unlink(path)
         raise InputError("make identity", base, describe_cause(exc)) from exc
     return f"{base}.key", f"{base}.crt"
-
-
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as source:
-            return source.read(MAX_FILE_BYTES)
-    except OSError as exc:
-        raise InputError("use identity", path, describe_cause(exc)) from exc

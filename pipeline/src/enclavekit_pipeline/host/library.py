@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from enclavekit_attestation.caller import Identity
 from enclavekit_attestation.verify import VerifiedDocument
 from enclavekit_core.address import VsockAddress
 from enclavekit_core.enclaves import find_cid
@@ -26,7 +27,6 @@ from enclavekit_core.errors import CommandError, ConfigError, InputError
 from enclavekit_pipeline.channel.mux import Stream, StreamClosed
 from enclavekit_pipeline.host.client import DEFAULT_CONNECT_TIMEOUT_S, DEFAULT_PORT, Target, decision_log, receive
 from enclavekit_pipeline.host.copy_client import KEEP_ALL_BUT_OWNERS, CopyOptions, copy_in, copy_out
-from enclavekit_pipeline.host.identity import Identity
 from enclavekit_pipeline.host.session import Session
 from enclavekit_pipeline.host.trust import VARIABLES, build_trust
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit

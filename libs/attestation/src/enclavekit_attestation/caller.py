@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a caller proves to an enclave who it is: a signature by its certificate's key, over what only this connection
+has. Certificates are carriers of keys here: no authority is asked, whoever calls looks the key up in a measured list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from enclavekit_core.errors import InputError, VerificationError, describe_cause
+
+MAX_NAME_CHARS = 64
+MAX_FILE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who holds a key, proven."""
+
+    spki_sha256: bytes
+    """32 bytes, of the certificate's SubjectPublicKeyInfo."""
+    claimed_name: str
+    """What the certificate says, proven by nobody."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A loaded key pair, as `pipeline keygen` makes them."""
+
+    certificate_der: bytes
+    key_pem: bytes
+
+    @classmethod
+    def load(cls, prefix: str) -> Identity:
+        """Read PREFIX.key and PREFIX.crt; PREFIX may also name either file. Raises InputError."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        base = re.sub(r"\.(key|crt)\Z", "", prefix)
+        key, certificate = _read(f"{base}.key"), _read(f"{base}.crt")
+        try:
+            return cls(x509.load_pem_x509_certificate(certificate).public_bytes(Encoding.DER), key)
+        except ValueError as exc:
+            raise InputError("use identity", f"{base}.crt", "it is not a certificate in PEM form") from exc
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign for the enclave. Raises InputError if the key cannot."""
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        try:
+            key = load_pem_private_key(self.key_pem, None)
+        except (ValueError, TypeError) as exc:
+            raise InputError("use identity", "key", "it is damaged or protected by a password") from exc
+        if isinstance(key, ec.EllipticCurvePrivateKey):
+            return key.sign(data, ec.ECDSA(hashes.SHA256()))
+        if isinstance(key, ed25519.Ed25519PrivateKey):
+            return key.sign(data)
+        raise InputError("use identity", "key", "it is neither an EC nor an Ed25519 key")
+
+
+def check_proof(certificate_der: bytes, signature: bytes, signed: bytes) -> Caller:
+    """Return who made `signature` over `signed`. Raises VerificationError if the certificate's key did not."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    try:
+        certificate = x509.load_der_x509_certificate(certificate_der)
+        key = certificate.public_key()
+        names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        claimed = str(names[0].value)[:MAX_NAME_CHARS] if names else "without a name"
+    except Exception as exc:  # a stranger's bytes: whichever exception the parser picks, it is no certificate
+        raise VerificationError("the caller", "the certificate is not one") from exc
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+        elif isinstance(key, ed25519.Ed25519PublicKey):
+            key.verify(signature, signed)
+        else:
+            raise VerificationError("the caller", "neither an EC nor an Ed25519 key")
+    except (InvalidSignature, UnsupportedAlgorithm) as exc:
+        raise VerificationError("the caller", "the signature is not by the certificate's key") from exc
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return Caller(hashlib.sha256(spki).digest(), claimed)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as source:
+            return source.read(MAX_FILE_BYTES)
+    except OSError as exc:
+        raise InputError("use identity", path, describe_cause(exc)) from exc
