@@ -4,13 +4,13 @@
 import ipaddress
 
 import pytest
+from enclavekit_core.egress_policy import Policy, parse_policy
 from enclavekit_core.errors import ConfigError
+from enclavekit_core.host_names import matches, normalise_name, normalise_pattern
 from enclavekit_pf_proxy.policy.answers import GRACE_S, MAX_ADDRESSES, MAX_NAMES, AnswerTable
 from enclavekit_pf_proxy.policy.decision import Attempt, Reason, Verdict, decide, may_answer, may_pass, may_resolve
 from enclavekit_pf_proxy.policy.first_bytes import MALFORMED, NOTHING, Shown
 from enclavekit_pf_proxy.policy.learning import Learner
-from enclavekit_pf_proxy.policy.model import Policy, parse_policy
-from enclavekit_pf_proxy.policy.names import matches, normalise_name, normalise_pattern
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -14,9 +14,9 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 from enclavekit_core.address import CID_PARENT, TcpAddress, VsockAddress
+from enclavekit_core.egress_policy import parse_policy
 from enclavekit_core.streams import Listener
 from enclavekit_pf_proxy.policy.gate import Gate
-from enclavekit_pf_proxy.policy.model import parse_policy
 from enclavekit_pf_proxy.resolver.cache import AnswerCache
 from enclavekit_pf_proxy.resolver.service import DnsPlan, DnsService, open_sockets
 from enclavekit_pf_proxy.resolver.vetting import (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from enclavekit_core.cli import run_command
 
+from enclavekit_pf_proxy.learn_command import add_learn_command
 from enclavekit_pf_proxy.options import MODES, add_options, plan_of
 from enclavekit_pf_proxy.service import Mode
 
@@ -60,13 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--print-address", action="store_true", help="print the addresses that are listened on, once they are"
     )
-    run.set_defaults(mode=None)
+    run.set_defaults(mode=None, call=run_config)
+    add_learn_command(commands)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run_command("pf-proxy", lambda: serve(args) if args.mode else run_config(args))
+    return run_command("pf-proxy", lambda: serve(args) if args.mode else args.call(args))
 
 
 def ip_to_vsock_main(argv: list[str] | None = None) -> int:

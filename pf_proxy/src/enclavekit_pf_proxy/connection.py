@@ -8,6 +8,7 @@ import errno
 import os
 import select
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ class Connection:
     """A task of the loop. Owns the client's socket, and the upstream's from when it is there."""
 
     __slots__ = (
+        "_check",
         "_deadline",
         "_decoder",
         "_destination",
@@ -78,6 +80,7 @@ class Connection:
         self._destination: TcpAddress | None = None
         self._decoder: OpeningDecoder | None = None
         self._first: FirstBytes | None = None
+        self._check: Callable[[bytes], bool] | None = None
         self._header: Header | None = None
         self._upstream: socket.socket | None = None
         self._relay: Relay | None = None
@@ -211,6 +214,8 @@ class Connection:
         if self._first is not None:
             self._loop.forget(self.client.fileno())
             self._opening = replace(self._opening, rest=self._first.data)
+            if decision.is_allowed:
+                self._check = self.service.gate.follow(self._destination, self._first, decision, self.number)
             self._first = None
         if decision.is_allowed:
             self._dial(now)
@@ -356,6 +361,7 @@ class Connection:
         self.phase = Phase.RELAYING
         self._relay = Relay(self.client, self._upstream, self._server.shared, now, self._want_write, held)
         self._relay.flows[0].total = len(opening.rest)
+        self._relay.flows[0].check = self._check
         self._opening = Opening()  # its bytes are the relay's now
         self._watch(self.client, CLIENT)
         self._watch(self._upstream, UPSTREAM)

@@ -27,7 +27,7 @@ ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 class Flow:
     """One direction."""
 
-    __slots__ = ("buffered", "held", "pipe", "sink", "source", "source_ending", "spliced", "total")
+    __slots__ = ("buffered", "check", "held", "pipe", "sink", "source", "source_ending", "spliced", "total")
 
     def __init__(self, source: socket.socket, sink: socket.socket, held: bytes) -> None:
         self.source, self.sink = source, sink
@@ -40,6 +40,8 @@ class Flow:
         """Bytes taken from the source."""
         self.spliced = False
         """Whether bulk data is under way."""
+        self.check: Callable[[bytes], bool] | None = None
+        """Says of everything that is read whether it may go on; what must be seen is never spliced."""
         self.source_ending = False
         """Whether an end was announced: a short read then does not mean that there is nothing more to read."""
 
@@ -185,10 +187,14 @@ class Relay:
             return True
         flow.total += count
         self._moved_bytes += count
+        if flow.check is not None and not flow.check(bytes(buffer[:count])):
+            self.changed = True
+            self.close(reset=True)
+            return False
         if state is State.OPEN:
             self._send(number, flow, buffer[:count])
         if count == COPY_BYTES:
-            flow.spliced = True
+            flow.spliced = flow.check is None
             return True
         return flow.source_ending or bool(flow.held)
 

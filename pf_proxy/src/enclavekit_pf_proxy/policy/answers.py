@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from enclavekit_pf_proxy.destinations import IpAddress, unwrap
+from enclavekit_core.ip_addresses import IpAddress, unwrap
 
 MAX_ADDRESSES = 8192  # each a few hundred bytes; the one not answered for longest goes first
 MAX_NAMES = 64  # of one address: large hosts have many, an app asks for few
