@@ -47,6 +47,13 @@ resources: {{memory_mib: 1024, cpus: 2}}
 """
 CURL = "curl -sS --max-time 20"
 PYTHON = "python3 -c 'import sys, urllib.request as u; sys.stdout.write(u.urlopen(sys.argv[1]).read().decode())'"
+KILL = """
+import os, signal
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    with open(f"/proc/{pid}/cmdline", "rb") as words:
+        if b"/usr/bin/pf-proxy\\0run" in words.read():
+            os.kill(int(pid), signal.SIGKILL)
+"""
 REACHED = {
     f"{CURL} https://good.test/": f"{PUBLIC} for good.test",
     f"{CURL} http://good.test/ http://good.test/again": f"{PUBLIC} for good.test\n{PUBLIC} for good.test",
@@ -143,13 +150,12 @@ def clients(shell, certificates, tmp_path_factory):
     add_python(root)
     (root / "bin/grep").symlink_to("busybox")
     (root / "ca.pem").write_bytes((certificates / "ca.pem").read_bytes())
-    if not (shell.directory / "keys/alice.crt").exists():
-        shell.run("pipeline", "keygen", "--name", "alice", "-o", "keys")
+    shell.run("pipeline", "keygen", "--name", "net", "-o", "net-keys")
     return root
 
 
 def build(shell, clients, directory, text=MANIFEST):
-    certificate = shell.directory / "keys/alice.crt"
+    certificate = shell.directory / "net-keys/net.crt"
     (directory / "enclave.yaml").write_text(text.format(rootfs=clients, certificate=certificate))
     image = directory / "net.eif"
     built = shell.json("rbuilds", "build", "--config", directory / "enclave.yaml", "--output", image, "--json")
@@ -165,7 +171,7 @@ class Running:
     root: str
 
     def exec(self, *argv, expect=0):
-        trust = ["--eif", self.image, "--identity", "keys/alice", "--insecure-dev-root", self.root]
+        trust = ["--eif", self.image, "--identity", "net-keys/net", "--insecure-dev-root", self.root]
         return self.shell.output("pipeline", "exec", "--connect-timeout", 60, *trust, self.cid, *argv, expect=expect)
 
     def try_all(self, commands):
@@ -213,5 +219,89 @@ def test_every_decision_is_an_event(enclave):
     wanted = {"address": PUBLIC, "port": 443, "protocol": "tcp", "shown": "good.test", "rule": "allow[0] good.test"}
     assert any(wanted.items() <= event.items() and event["conn"] for event in allowed)
     denied = [event for event in events if event["event"] == "egress denied" and event["address"] == PUBLIC]
-    assert any((event["port"], event["rule"]) == (80, None) and event["reason"] for event in denied)
+    assert any(event["port"] == 80 and event["reason"] for event in denied)
     assert any(event["event"] == "dns denied" and event["name"] == "unknown.test" for event in events)
+
+
+def test_the_parent_reaches_the_apps_port_and_no_other(enclave, world, shell):
+    retry = ["--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    answer = shell.output(*world.here("curl", "-sSf", *retry, "http://127.0.0.1:8000/healthz"))
+    assert answer.strip() == "ok"
+
+
+def test_the_network_comes_back_when_its_process_dies_and_lets_nothing_out_meanwhile(enclave):
+    enclave.exec("--system", "--", "python3", "-c", KILL)
+    commands = [f"{CURL} --retry 60 --retry-all-errors --retry-delay 1 http://good.test/", f"{CURL} http://{OTHER}/"]
+    found = enclave.try_all(commands)
+    assert found[commands[0]][0] == 0 and found[commands[0]][1].endswith(f"{PUBLIC} for good.test")
+    assert found[commands[1]][0] != 0
+
+
+LEARNING = """
+name: net
+app: {{rootfs: {rootfs}}}
+entrypoint: [/bin/notes]
+user: notes
+services: [pipeline]
+network: {{insecure_learn: true}}
+clients:
+  - {{certificate: {certificate}, allow: all}}
+resources: {{memory_mib: 1024, cpus: 2}}
+"""
+USED = [
+    f"{CURL} https://good.test/",
+    f"{CURL} http://private.test:8080/",
+    "redis-cli -h redis.test PING",
+    f"{CURL} http://{OTHER}:8080/",
+]
+LEARNED = [
+    '    - {host: "93.184.216.35", port: [8080]}',
+    '    - {host: "good.test", port: [443]}',
+    '    - {host: "private.test", port: [8080], private_address: true}',
+    '    - {host: "redis.test", port: [6379], absent_name: true}',
+]
+
+
+@pytest.mark.long
+def test_what_a_run_learned_is_a_section_that_lets_the_same_run_through(shell, world, clients, tmp_path):
+    """About 40 s: two images and two enclaves."""
+    (tmp_path / "learn").mkdir()
+    image, built = build(shell, clients, tmp_path / "learn", LEARNING)
+    assert built["network"]["insecure_learn"] is True
+    marked = shell.json("eif", "describe", image)["Metadata"]["network"]
+    assert marked["insecure_learn"] is True
+    running = run(shell, world, image)
+    try:
+        assert {status for status, _ in running.try_all(USED).values()} == {0}
+        log = running.exec("--system", "--", "cat", "/log/network.log")
+        written = running.exec("--system", "--", "cat", "/run/egress-learned.yaml")
+    finally:
+        shell.run("rbuilds", "drop", str(running.cid))
+    section = shell.output("pf-proxy", "learn", stdin=log.encode())
+    assert section.splitlines()[-len(LEARNED) :] == LEARNED
+    assert shell.output("pf-proxy", "learn", "--format", "policy", stdin=log.encode()) == written
+    (tmp_path / "again").mkdir()
+    section = section.replace("{", "{{").replace("}", "}}")  # a template's
+    text = LEARNING.replace("network: {{insecure_learn: true}}", section)
+    image, built = build(shell, clients, tmp_path / "again", text)
+    assert "insecure_learn" not in built["network"]
+    running = run(shell, world, image)
+    try:
+        found = running.try_all([*USED, f"{CURL} http://good.test/"])
+        assert [status == 0 for status, _ in found.values()] == [True] * len(USED) + [False]
+    finally:
+        shell.run("rbuilds", "drop", str(running.cid))
+
+
+@pytest.mark.long
+def test_the_same_in_a_virtual_machine_with_its_own_kernel(shell, world, clients, tmp_path):
+    """About 2 minutes without KVM."""
+    need("qemu-system-x86_64")
+    image, _ = build(shell, clients, tmp_path)
+    running = run(shell, world, image, "--machine", "qemu")
+    try:
+        found = running.try_all([*REACHED, *REFUSED])
+        assert {command: found.pop(command)[1] for command in REACHED} == REACHED
+        assert {command: text for command, (status, text) in found.items() if status == 0} == {}
+    finally:
+        shell.run("rbuilds", "drop", str(running.cid))

@@ -33,12 +33,12 @@ class AnswerTable:
         while len(self._names) > MAX_ADDRESSES:
             self._names.popitem(last=False)
 
-    def names_of(self, address: IpAddress, now: float) -> frozenset[str]:
-        """Return the names that lead to `address` still."""
+    def names_of(self, address: IpAddress, now: float) -> tuple[str, ...]:
+        """Return the names that lead to `address` still, the one that was answered last at the end."""
         key = unwrap(address)
         names = self._names.get(key, {})
         for name in [name for name, until in names.items() if until < now]:
             del names[name]
         if not names:
             self._names.pop(key, None)
-        return frozenset(names)
+        return tuple(names)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from enclavekit_core.egress_policy import MAX_PORT, Policy, Rule
@@ -48,8 +48,8 @@ class Attempt:
     """tcp or udp."""
     address: IpAddress
     port: int
-    names: Collection[str] = ()
-    """Names whose DNS answers led to the address."""
+    names: Sequence[str] = ()
+    """Names whose DNS answers led to the address, the last answer's at the end."""
     shown: Shown | None = None
     """What its first bytes show; None while nobody has looked."""
 

@@ -38,7 +38,7 @@ class Learner:
         """Take one connection; return whether it needs something new."""
         shown = attempt.shown
         address = unwrap(attempt.address)
-        name = min(attempt.names, default="")
+        name = attempt.names[-1] if attempt.names else ""  # an app connects to what it has just asked for
         if shown is not None and shown.name is not None and shown.name in attempt.names:
             name = shown.name
         # a name that no answer led to, or another one than the answer's, is a connection by address

@@ -28,7 +28,7 @@ def describe_decision(attempt: Attempt, decision: Decision) -> dict[str, Any]:
         "address": str(attempt.address),
         "port": attempt.port,
         "name": decision.name,
-        "names": sorted(attempt.names)[:MAX_NAMES],
+        "names": list(attempt.names[-MAX_NAMES:]),
         "shown": shown.name if shown is not None else None,
         **({"encrypted": True} if shown is not None and shown.encrypted else {}),
         "reason": decision.reason.value,
@@ -61,9 +61,9 @@ def _to_attempt(event: dict[str, Any]) -> Attempt | None:
     protocol, port = event["protocol"], event["port"]
     if protocol not in ("tcp", "udp") or not isinstance(port, int) or not 0 < port < 65536:
         return None
-    names = [name for text in event["names"] if (name := normalise_name(text)) is not None]
+    names = tuple(name for text in event["names"] if (name := normalise_name(text)) is not None)
     shown = None if event["shown"] is None else normalise_name(event["shown"])
     if event["reason"] in NOT_LOOKED:
-        shown = min(names, default=None)  # nobody has looked at its first bytes: the narrower rule is tried first
+        shown = names[-1] if names else None  # nobody has looked at its first bytes: the narrower rule is tried first
     seen = Shown(shown, event.get("encrypted") is True) if protocol == "tcp" else None
-    return Attempt(protocol, ipaddress.ip_address(event["address"]), port, frozenset(names), seen)
+    return Attempt(protocol, ipaddress.ip_address(event["address"]), port, names, seen)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from enclavekit_core.egress_policy import (
     AllowConfig,
@@ -110,7 +110,7 @@ def plan_egress(
     policy = make_policy(PolicyConfig(allow=allow_config, deny=deny_config), source, KEYS)
     for number, made in enumerate(policy.allow):
         for earlier in policy.allow[:number]:
-            if (earlier.target, earlier.ports) == (made.target, made.ports):
+            if replace(earlier, number=number) == made:
                 raise ConfigError(source, f"{KEYS[0]}[{number}]", f"{made.target} is there twice, with the same ports")
     if not policy.allow and not insecure_learn:
         if policy.deny:
