@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an app might try to get past the policy, with sockets of its own: `inside` an enclave's network namespace, against
+"""What an app might try to get past the policy, with sockets of its own, in an enclave's network namespace and against
 the world of egress_in_namespaces. Prints what became of each attempt as JSON: what it was answered, or `refused`.
 """
 

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 PROXY = [sys.executable, "-c", "import sys; from enclavekit_pf_proxy.cli import main; sys.exit(main())"]
 PUBLIC, PUBLIC_6, INTERNAL, METADATA = "93.184.216.34", "2606:2800:220:1::1", "10.1.2.3", "169.254.169.254"
 ZONE = {
-    "good.example": {"A": [PUBLIC], "AAAA": [PUBLIC_6]},
+    "good.example": {"A": [PUBLIC], "AAAA": [PUBLIC_6], "HTTPS": ["1 . alpn=h2"]},
     "only6.example": {"AAAA": [PUBLIC_6]},
     "neighbour.example": {"A": [PUBLIC]},
     "rebind.example": {"A": [INTERNAL], "AAAA": ["::ffff:" + INTERNAL]},
