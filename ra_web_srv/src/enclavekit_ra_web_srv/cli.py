@@ -10,7 +10,17 @@ from enclavekit_core.cli import run_command
 
 PROGRAM = "ra-web-srv"
 FLAGS = (
-    *("listen", "http_listen", "public_host", "client_ca", "nsm", "vrf_cipher_suite", "nats_url", "credentials"),
+    *(
+        "listen",
+        "proxied_listen",
+        "http_listen",
+        "public_host",
+        "client_ca",
+        "nsm",
+        "vrf_cipher_suite",
+        "nats_url",
+        "credentials",
+    ),
     "insecure_dev_root",
 )  # each is a key of the configuration
 
@@ -21,6 +31,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="configuration in YAML (default: none)")
     parser.add_argument("--listen", metavar="ADDRESS", help="tcp:// or unix:// (default: tcp://127.0.0.1:8443)")
+    parser.add_argument(
+        "--proxied-listen",
+        metavar="ADDRESS",
+        help="serve clients of a proxy that names them by the PROXY protocol, version 2 (default: nowhere)",
+    )
+    parser.add_argument(
+        "--proxied-from", nargs="+", metavar="NETWORK", help="where such proxies are (default: 127.0.0.0/8 ::1/128)"
+    )
     parser.add_argument("--roots", nargs="+", metavar="DIR", help="trees whose files may be attested (default: /data)")
     parser.add_argument("--nsm", metavar="PATH", help="the NSM (default: $ENCLAVEKIT_NSM, else /dev/nsm)")
     parser.add_argument("--http-listen", metavar="ADDRESS", help="send plain HTTP away from here (default: nowhere)")
@@ -54,7 +72,8 @@ def _run(args: argparse.Namespace) -> None:
 
     config = load_config(Config, args.config) if args.config else Config()
     given = {name: getattr(args, name) for name in FLAGS}
-    given["roots"] = tuple(args.roots) if args.roots else None
+    for name in ("roots", "proxied_from"):
+        given[name] = tuple(getattr(args, name)) if getattr(args, name) else None
     config = msgspec.structs.replace(config, **{name: value for name, value in given.items() if value is not None})
     if args.no_bus:
         config = msgspec.structs.replace(config, bus=False)
