@@ -17,7 +17,7 @@ from enclavekit_core.address import TcpAddress
 from enclavekit_core.errors import ConfigError
 from enclavekit_core.proxy_protocol import HEAD, SIGNATURE, Proxied, encode_v1, encode_v2
 from enclavekit_core.streams import Listener
-from enclavekit_ra_web_srv import http_shell, messages, proxied_clients
+from enclavekit_ra_web_srv import answers, http_shell, proxied_clients
 from enclavekit_ra_web_srv.metrics import HttpCounters
 from enclavekit_ra_web_srv.networks import client_of_host, is_in, parse_networks
 from enclavekit_ra_web_srv.proxied_clients import ProxiedClients
@@ -118,7 +118,7 @@ class Shell:
         async def handle(asked):
             self.clients.append(asked.client)
             await self.go.wait()
-            return messages.Error("reached")
+            return answers.Error("reached")
 
         proxied = {}
         route = Route("GET", "/hash", handle, {}, about_files=True)

@@ -8,10 +8,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ecvrf import SUITES
 from enclavekit_core.errors import ConfigError, InputError
 from enclavekit_ra_web_srv import requests
+from enclavekit_ra_web_srv.asked import DocumentQuery, GenerateBody
 from enclavekit_ra_web_srv.claims import MAX_USER_DATA_BYTES, encode_alpha, encode_file_claim
 from enclavekit_ra_web_srv.fair_queue import ClientFullError, FairQueue, QueueFullError
 from enclavekit_ra_web_srv.handlers.evidence import point_to_key
-from enclavekit_ra_web_srv.messages import DocumentQuery, GenerateBody
 from enclavekit_ra_web_srv.paths import PathRefusedError, confine, parse_roots
 from enclavekit_ra_web_srv.vrf_key import NAMES_OF_RUST, VrfKey
 from hypothesis import given

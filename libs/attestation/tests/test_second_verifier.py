@@ -71,6 +71,7 @@ def test_real_documents_in_every_mutation_of_their_fields(real):
         assert (ours == "passes") is (mutated == pairs), what
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # by mutation
 def test_real_documents_with_mutated_bytes(real):
     pick = random.Random(real.name)
     for position in [*range(12), *pick.sample(range(len(real.raw)), 60)]:
