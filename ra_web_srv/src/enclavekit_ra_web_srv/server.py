@@ -65,6 +65,7 @@ class Service:
         credentials = load_credentials(config.credentials) if config.bus else None
         dev_root = _read_dev_root(config.insecure_dev_root)
         self.vrf = VrfKey(config.vrf_cipher_suite)
+        stack.callback(self.vrf.close)
         self.identity = TlsIdentity.generate(SERVICE_RA)
         self.tls = make_context(self.identity, config.client_ca)
         self.nsm = NsmWorker(config.nsm)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
@@ -27,6 +27,7 @@ from enclavekit_ra_web_srv.views import show_document
 from enclavekit_ra_web_srv.vrf_key import FileProof
 
 HASH_WAIT_S = 2.0  # how long we wait for a hash before we say "Processing"
+LIST_AT_ONCE = 64  # files of one list: as many as are looked at in one go
 PROCESSING, READY, NOT_FOUND = "Processing", "Ready", "Not found"
 ABOUT_ONE: dict[int, Kinds] = {
     **BAD_INPUT,
@@ -120,7 +121,7 @@ class FileRoutes:
         """A VRF proof over path and hash of a file."""
         path = confine(path_bytes(ask.query.path), self._roots)
         found = await self._find(path, HASH_WAIT_S)
-        return found if isinstance(found, Answer) else self._proof_answer(path, found)
+        return found if isinstance(found, Answer) else await self._proof_answer(path, found)
 
     async def doc(self, ask: Ask[asked.DocumentQuery, None]) -> Answer | m.FileDocumentAnswer:
         """A document in which the NSM signs path, hash and proof of a file."""
@@ -154,7 +155,7 @@ class FileRoutes:
         """The proofs of all files at or below a path."""
 
         async def make(path: ConfinedPath, found: FileHash) -> m.FileProofAnswer:
-            return self._proof_answer(path, found)
+            return await self._proof_answer(path, found)
 
         path, found, missing, following = await self._list(ask.query, make)
         return m.Proofs(path, missing, following, proofs=found)
@@ -172,8 +173,8 @@ class FileRoutes:
         path, found, missing, following = await self._list(ask.query, make)
         return m.Documents(path, missing, following, documents=found)
 
-    def _proof_answer(self, path: ConfinedPath, found: FileHash) -> m.FileProofAnswer:
-        proof = self._evidence.proof_of_file(path.path, found.digest)
+    async def _proof_answer(self, path: ConfinedPath, found: FileHash) -> m.FileProofAnswer:
+        proof = await self._evidence.proof_of_file(path.path, found.digest)
         key = proof.public_key.hex()
         return m.FileProofAnswer(path.text, found.digest.hex(), proof.proof.hex(), proof.suite, key)
 
@@ -200,13 +201,15 @@ class FileRoutes:
         below = normalise(path_bytes(query.path))
         if below is None:
             raise PathRefusedError
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + HASH_WAIT_S
         names = self._known.page(below, path_bytes(query.after), query.limit + 1)
         following = as_text(names[query.limit - 1]) if len(names) > query.limit else None
 
         async def answer(name: bytes) -> Item | Missing | None:
             path = confine(name, self._roots)
             try:
-                found = await self._hasher.hash(path, HASH_WAIT_S)
+                found = await self._hasher.hash(path, max(0.0, deadline_s - loop.time()))
                 return await make(path, found) if found is not None else None
             except NoSuchFileError:
                 return MISSING
@@ -214,7 +217,9 @@ class FileRoutes:
                 return None  # it keeps changing, or too much is under way
 
         page = [name for name in names[: query.limit] if _is_allowed(name, self._roots)]
-        answers: Sequence[Item | Missing | None] = await asyncio.gather(*(answer(name) for name in page))
+        answers: list[Item | Missing | None] = []
+        for begin in range(0, len(page), LIST_AT_ONCE):
+            answers += await asyncio.gather(*(answer(name) for name in page[begin : begin + LIST_AT_ONCE]))
         made = [item for item in answers if item is not None and not isinstance(item, Missing)]
         missing = [as_text(name) for name, item in zip(page, answers, strict=True) if item is None]
         return as_text(below), made, missing, following
