@@ -9,6 +9,7 @@ import os
 from enclavekit_core.cli import run_command
 
 PROGRAM = "ra-web-srv"
+CONFIG_PATH = "/etc/enclavekit/ra-web-srv.yaml"  # of an image, by its manifest
 FLAGS = (
     *(
         "listen",
@@ -29,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Serve attestation documents, and hashes of files, over HTTPS. Flags win over FILE."
     )
-    parser.add_argument("-c", "--config", metavar="FILE", help="configuration in YAML (default: none)")
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", help=f"configuration in YAML (default: {CONFIG_PATH} if it is there)"
+    )
     parser.add_argument("--listen", metavar="ADDRESS", help="tcp:// or unix:// (default: tcp://127.0.0.1:8443)")
     parser.add_argument(
         "--proxied-listen",
@@ -70,7 +73,8 @@ def _run(args: argparse.Namespace) -> None:
 
     from enclavekit_ra_web_srv.config import Config
 
-    config = load_config(Config, args.config) if args.config else Config()
+    path = args.config or (CONFIG_PATH if os.path.exists(CONFIG_PATH) else None)
+    config = load_config(Config, path) if path else Config()
     given = {name: getattr(args, name) for name in FLAGS}
     for name in ("roots", "proxied_from"):
         given[name] = tuple(getattr(args, name)) if getattr(args, name) else None
