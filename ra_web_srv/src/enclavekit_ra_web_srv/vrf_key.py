@@ -7,10 +7,10 @@ import asyncio
 import collections
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from ecvrf import SUITES, EcvrfError, InvalidKeyError, Suite
 from enclavekit_core.errors import ConfigError
+from msgspec import Struct
 
 from enclavekit_ra_web_srv.claims import encode_alpha
 
@@ -25,8 +25,7 @@ NAMES_OF_RUST = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FileProof:
+class FileProof(Struct, frozen=True, gc=False):  # there are many: the collector has nothing to find in them
     proof: bytes
     suite: str
     public_key: bytes
