@@ -30,6 +30,7 @@ from enclavekit_rbuilds.framework.origin import Origin
 from enclavekit_rbuilds.init_c.build import LOST, check_alone
 from enclavekit_rbuilds.init_c.steps import init_step
 from enclavekit_rbuilds.lock import Lock, enforce, pin_kernel
+from enclavekit_rbuilds.manifest.attestation import File
 from enclavekit_rbuilds.manifest.clients import Client
 from enclavekit_rbuilds.manifest.model import SERVICES, KernelChoice, Network, Resources, Signing
 from enclavekit_rbuilds.manifest.network import plan_network
@@ -79,6 +80,10 @@ class BuildRequest:
     services: frozenset[str] = frozenset(SERVICES)
     network: Network = field(default_factory=Network)
     runtime_config: Schema = field(default_factory=dict)
+    attestation: tuple[File, ...] = ()
+    """How the attestation server serves, as the files that it reads; none: as by default."""
+    proxied_port: int | None = None
+    """Of these files' unit: no ingress may have it."""
     logs: bytes = b""
     """How PID 1 keeps them, as the file that it reads; empty: as by default."""
     """What the values of a deployment may be."""
@@ -141,6 +146,8 @@ def check_request(request: BuildRequest) -> None:
         raise InputError("write", request.output, "it is a directory" if os.path.isdir(target) else "no such directory")
     if request.clients and "pipeline" not in request.services:
         raise ConfigError(request.source, "services", "clients are listed, but without pipeline nobody can enter")
+    if request.attestation and "attestation" not in request.services:
+        raise ConfigError(request.source, "attestation", "it is about a service that the image does not have")
     if request.init == "c":
         if request.logs:
             raise ConfigError(request.source, "logs", "the small init of --init c keeps none")
@@ -155,7 +162,7 @@ def check_request(request: BuildRequest) -> None:
 
 def plan_build(request: BuildRequest, progress: Progress, scope: contextlib.ExitStack) -> list[Step]:
     """Return the steps; what fails for the builder's own reasons comes before what takes long."""
-    network = plan_network(request.network, request.services, request.source)
+    network = plan_network(request.network, request.services, request.source, request.proxied_port)
     app = AppRequest(
         arch=request.arch,
         compression=request.compression,
@@ -164,6 +171,7 @@ def plan_build(request: BuildRequest, progress: Progress, scope: contextlib.Exit
         services=request.services,
         network=network,
         runtime_config=request.runtime_config,
+        attestation=request.attestation,
         logs=request.logs,
         keep_owners=request.keep_owners,
         init=request.init,

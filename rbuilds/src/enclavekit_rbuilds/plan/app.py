@@ -33,6 +33,7 @@ from enclavekit_rbuilds.image.ramdisk import RECIPE as PACKING
 from enclavekit_rbuilds.image.ramdisk import AppFile, RamdiskFile, pack_app
 from enclavekit_rbuilds.init_c.image import init_files
 from enclavekit_rbuilds.kernel.sources import fit_compression
+from enclavekit_rbuilds.manifest.attestation import File
 from enclavekit_rbuilds.manifest.clients import Client, render_clients
 from enclavekit_rbuilds.manifest.logs import PATH as LOGS_PATH
 from enclavekit_rbuilds.manifest.network import TABLE_PATH, NetworkPlan, merge_hosts
@@ -73,6 +74,8 @@ class AppRequest:
     services: frozenset[str]
     network: NetworkPlan
     runtime_config: Schema = field(default_factory=dict)
+    attestation: tuple[File, ...] = ()
+    """Files for the attestation server."""
     logs: bytes = b""
     """A file for PID 1; empty: none."""
     """What the values of a deployment may be; empty: it takes none."""
@@ -131,6 +134,7 @@ def facts_of(request: AppRequest) -> tuple[str, ...]:
         " ".join(sorted(request.services)),
         msgspec.json.encode([request.network.table(), request.network.units, request.network.hosts]).decode(),
         msgspec.json.encode(request.runtime_config, order="sorted").decode(),
+        msgspec.json.encode(request.attestation).decode(),
         request.logs.decode(),
         request.init,
         own_code_digest(),
@@ -260,6 +264,7 @@ def app_files(unit: str, request: AppRequest, account: Account) -> Sequence[AppF
         files.append(AppFile(LISTENER_PATH, (units()["pipeline.service"] + "ServiceEnable = false\n").encode()))
     if any(client.control for client in request.clients):
         files.append(AppFile(GATEWAY_UNIT_PATH, GATEWAY_UNIT))
+    files += [AppFile(path.encode(), content) for path, content in request.attestation]
     if request.logs:
         files.append(AppFile(LOGS_PATH, request.logs))
     if request.runtime_config:
