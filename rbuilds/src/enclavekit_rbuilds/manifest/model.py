@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from enclavekit_rbuilds.app.image_config import Overrides
 from enclavekit_rbuilds.manifest.clients import USUAL_VERBS, Control, Fence
+from enclavekit_rbuilds.manifest.control import ControlSocket
 from enclavekit_rbuilds.manifest.logs import Logs, check_logs
 
 FILE_NAME = "enclave.yaml"
@@ -158,6 +159,7 @@ class Manifest(StrictConfig, frozen=True):
     network: Network = Network()
     clients: list[ClientEntry] = []
     logs: Logs = Logs()
+    control: ControlSocket = ControlSocket()
     resources: Resources = Resources()
     runtime_config: Annotated[
         dict[str, Setting],
