@@ -71,6 +71,8 @@ def units(flood_lines, storm_forks, has_memory_groups):
         "watched": sh(SLEEP) + "HealthCheck = 'true'\nHealthIntervalSec = 0.02\n" + FOREVER,
         "spare": sh(SLEEP) + "ServiceEnable = false\nConflicts = ['rival']\n",
         "rival": sh(SLEEP),
+        # left alone: not a line of its flood may be missing in the end, whatever happens to the others
+        "torrent": sh(f"yes 0123456789abcdef | head -n {flood_lines}; {SLEEP}"),
     }  # fmt: skip
     if has_memory_groups:
         found["greedy"] = sh(f'trap "exec tail /dev/zero" USR1; {LOOP}') + "MemoryMax = '16M'\n" + FOREVER
@@ -117,6 +119,7 @@ class Model:
 class Chaos:
     def __init__(self, directory, seed, steps, flood_lines, storm_forks):
         self.random, self.steps, self.directory = random.Random(seed), steps, directory
+        self.flood_lines = flood_lines
         self.group = f"chaos-{os.stat('/proc/self/ns/pid').st_ino}"
         self.cgroups = Cgroups.find(self.group)
         self.texts = units(flood_lines, storm_forks, "memory" in self.cgroups.controllers)
@@ -166,6 +169,7 @@ class Chaos:
         with self.interfaces:
             outcome = self.loop.run()
         assert outcome.reason == "poweroff was asked for", outcome
+        assert self.hub.lines["torrent"] == self.flood_lines, self.hub.lines
         left = [pid for pid in os.listdir("/proc") if pid.isdigit() and pid != "1"]
         os.kill(-1, signal.SIGKILL) if left else None
         assert self.oom_kills or "greedy" not in self.texts or self.steps < 1000
@@ -179,7 +183,10 @@ class Chaos:
             return
         self.deadline = time.monotonic() + PATIENCE_S
         if self.step >= self.steps:
-            self.control.shutdown("poweroff")
+            if self.hub.lines.get("torrent", 0) < self.flood_lines:
+                self.loop.reactor.call_later(0.005, self.turn)
+            else:
+                self.control.shutdown("poweroff")
             return
         for number in range(self.random.randint(1, 4)):
             self.step += 1
@@ -189,7 +196,7 @@ class Chaos:
 
     def act(self, *, settled):
         """Do one thing; return whether its outcome must be awaited before the next. A kill meets settled units only."""
-        name = self.random.choice(sorted(self.texts))
+        name = self.random.choice(sorted(self.texts.keys() - {"torrent"}))
         what = self.random.choice(
             [
                 "start",

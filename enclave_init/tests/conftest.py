@@ -87,6 +87,8 @@ class Machine:
         (self.image / "init").write_text(stub.replace("/usr/bin/python3", os.path.realpath(sys.executable)))
         (self.image / "init").chmod(0o755)
         self.heartbeat = self.report = self.process = None
+        self.prefix, self.flags = [], []
+        """Words before the command that starts it, and after those of enter_machine.py."""
         self._lines, self._changed = [], threading.Condition()
 
     def unit(self, name, text):
@@ -109,7 +111,10 @@ class Machine:
         script = [sys.executable, str(HERE / "enter_machine.py")]
         arguments = [str(path) for path in (self.root, self.image, self.out, self.runtime)]
         self.process = subprocess.Popen(
-            ["unshare", *NAMESPACES, *script, *arguments], stdin=subprocess.DEVNULL, stdout=console, stderr=console
+            [*self.prefix, "unshare", *NAMESPACES, *script, *arguments, *self.flags],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
         )
         if console == subprocess.PIPE:
             # one pipe for both would be shared with the launcher; init writes to stderr only

@@ -78,9 +78,8 @@ class Enclave:
             heartbeat_waits=heartbeat_waits(units),
         )
         run_operations(system, self.journal, lambda: None, self.times.add_step)
-        if self.owns_machine:  # on a process machine the kernel is the host's, and vsock and NSM are emulated
-            for line in describe_missing():
-                self.journal(line)
+        for line in describe_missing(own_kernel=self.owns_machine):
+            self.journal(line)
         self.journal(f"booted in {(time.monotonic() - self.times.began) * 1000:.0f} ms")
         return supervise(
             supervisor, self.config, self.console, self.journal, self.times, as_pid1=True, own_kernel=self.owns_machine
