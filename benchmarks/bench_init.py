@@ -61,8 +61,8 @@ def figures(what: str, rounds: list[list[float]], target: str) -> Iterator[Figur
     yield Figure(f"init: own time until {what} run", own, "s", target)
     yield Figure(f"init: from its start until {what} run", wall, "s")
     yield Figure(f"init: resident with {what}", rss / 1024, "MiB", target="under 25 MB")
-    yield Figure(f"init: processor time in {IDLE_S} s of idling", idle_ticks / HERTZ, "s", target="zero")
-    yield Figure(f"init: wake-ups in {IDLE_S} s of idling", wakes, "", target="zero")
+    yield Figure(f"init: idle for {IDLE_S} s with {what}", idle_ticks / HERTZ, "s", target="zero")
+    yield Figure(f"init: wake-ups in these {IDLE_S} s", wakes, "", target="zero")
 
 
 def boot_demo() -> list[list[float]]:
