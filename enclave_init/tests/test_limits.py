@@ -88,7 +88,7 @@ def booted(_namespaces, tmp_path_factory):
     unit("file", py("open('/out/big', 'wb', 0).write(bytes(20000))\n") + "LimitFSIZE = 8192\n")
     realtime = "import os\nos.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))\nprint('set')\nwhile True: pass\n"
     unit("realtime", py(f"import sys\n{realtime}").replace("print('set')", "print('set', flush=True)")
-                 + "LimitRTPRIO = 1\nLimitRTTIME = 100000\n")  # fmt: skip
+                 + "LimitRTPRIO = 1\nLimitRTTIME = '100000:infinity'\n")  # fmt: skip
     names = sorted(path.name.removesuffix(".service") for path in (machine.image / "service").iterdir())
     machine.unit("zz", "ExecStart = 'true'\n" + ONCE + OVER + f"After = {names}\n")
     machine.boot().wait()
