@@ -147,6 +147,16 @@ class Machine:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0])
 
+    def groups(self):
+        """The directories of its cgroups on this machine."""
+        try:
+            name = f"enclave-{os.stat(f'/proc/{self.pid1}/ns/pid').st_ino}"
+        except (FileNotFoundError, IndexError):
+            return []
+        with open("/proc/self/mountinfo") as source:
+            points = [line.split()[4] for line in source if " - cgroup" in line]
+        return [str(path) for point in points for path in Path(point).glob(f"**/{name}")]
+
     def wait(self):
         """Wait for the end; return the report."""
         self.process.wait(PATIENCE_S)
@@ -194,8 +204,13 @@ class Machine:
                 port.close()
         if self.process is not None:
             if self.process.poll() is None:
+                groups = self.groups()
                 self.process.send_signal(signal.SIGKILL)
                 self.process.wait()
+                for group in groups:  # of a PID 1 that was killed; the emulator does the same
+                    for directory, _, _ in os.walk(group, topdown=False):
+                        self.wait_for(lambda at=directory: not Path(at, "cgroup.procs").read_text())
+                        os.rmdir(directory)
             if self.process.stderr is not None:
                 with self._changed:
                     self._changed.wait_for(lambda: None in self._lines, PATIENCE_S)
