@@ -301,7 +301,9 @@ def test_cgroups_bound_what_a_unit_uses(make_machine):
             + "After = ['escapes']\n"
             + ONCE,
             "leaver": sh("sleep 1000 & echo $! >/tmp/left") + "KillMode = 'process'\n" + ONCE,
-            "finder": sh("kill -0 $(cat /tmp/left) && echo lives; readlink /proc/self/ns/pid") + "After = ['leaver']\n" + ONCE,
+            "finder": sh("kill -0 $(cat /tmp/left) && echo lives; readlink /proc/self/ns/pid")
+            + "After = ['leaver']\n"
+            + ONCE,
             "capable": sh("cat /proc/self/status; chroot / true; chown 5 /tmp/escaped && echo chowned")
             + "CapabilityBoundingSet = ['CAP_CHOWN', 'KILL']\nAfter = ['escapes']\n"
             + ONCE,
