@@ -13,6 +13,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from enclavekit_attestation.binding import TlsIdentity, encode_binding
+from enclavekit_attestation.revocation import Revocations
 from enclavekit_core import logs, tls
 from enclavekit_core.address import CID_ANY, VsockAddress
 from enclavekit_core.allocator import use_one_arena
@@ -27,7 +28,6 @@ from enclavekit_pipeline.enclave.jobs import Jobs
 from enclavekit_pipeline.enclave.legacy_listener import LegacyListener, check_debug
 from enclavekit_pipeline.enclave.processes import serve_ps
 from enclavekit_pipeline.enclave.reception import Reception
-from enclavekit_pipeline.enclave.revocation import Revocations
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.serve_copy import serve_copy_in, serve_copy_out
 from enclavekit_pipeline.enclave.serve_exec import serve_exec

@@ -102,6 +102,7 @@ def merge_request(args: argparse.Namespace) -> BuildRequest:
         attestation=render_attestation(manifest.attestation, _client_ca(manifest)),
         proxied_port=manifest.attestation.proxied_port,
         logs=render_logs(manifest.logs),
+        control=tuple(manifest.control.allow),
         resources=_resources(args, manifest),
         signing=_signing(args, manifest),
         arch=args.arch,
@@ -202,7 +203,10 @@ def _clients(args: argparse.Namespace, manifest: Manifest, source: str) -> tuple
 def _client(entry: ClientEntry, source: str) -> Client:
     for text in (*(entry.forward or ()), *(entry.reverse or ())):
         parse_listed_address(text, source)
-    client = load_client(entry.certificate, [entry.allow] if isinstance(entry.allow, str) else entry.allow, entry.name)
+    allow = [entry.allow] if isinstance(entry.allow, str) else entry.allow
+    if not allow and not entry.control:
+        raise InputError("authorize", entry.certificate, "it may do nothing")
+    client = load_client(entry.certificate, allow, entry.name)
     rules = {name: getattr(entry, name) for name in CLIENT_RULES}
     return check_client(msgspec.structs.replace(client, **rules), source)
 

@@ -19,6 +19,7 @@ from msgspec import Meta
 from enclavekit_rbuilds.app.image_config import Overrides
 from enclavekit_rbuilds.manifest.attestation import Attestation, check_attestation
 from enclavekit_rbuilds.manifest.clients import USUAL_VERBS, Control, Fence
+from enclavekit_rbuilds.manifest.control import ControlSocket
 from enclavekit_rbuilds.manifest.logs import Logs, check_logs
 
 FILE_NAME = "enclave.yaml"
@@ -160,6 +161,7 @@ class Manifest(StrictConfig, frozen=True):
     clients: list[ClientEntry] = []
     attestation: Attestation = Attestation()
     logs: Logs = Logs()
+    control: ControlSocket = ControlSocket()
     resources: Resources = Resources()
     runtime_config: Annotated[
         dict[str, Setting],
