@@ -73,19 +73,25 @@ def parse_words(words: list[str], general: General) -> argparse.Namespace:
         from enclavekit_pipeline.host.config import load_upstream_config
 
         config = load_upstream_config(general.config)
-    args = build_parser(config, bare_command=command is None).parse_args(words)
+    named = (words[0],) if words and words[0] in COMMANDS else COMMANDS
+    args = build_parser(config, named, bare_command=command is None).parse_args(words)
     args.argv = getattr(args, "bare_command", []) if command is None else command
     return args
 
 
-def build_parser(config: UpstreamConfig | None = None, *, bare_command: bool = False) -> argparse.ArgumentParser:
-    """`bare_command`: what follows the arguments of a subcommand that takes a command is that, without `--`."""
+def build_parser(
+    config: UpstreamConfig | None = None, names: tuple[str, ...] = COMMANDS, *, bare_command: bool = False
+) -> argparse.ArgumentParser:
+    """Return a parser of these subcommands: one that is named need not wait for the others to load.
+
+    `bare_command`: what follows the arguments of a subcommand that takes a command is that, without `--`.
+    """
     parser = argparse.ArgumentParser(
         prog="pipeline", description="Run commands in an enclave and copy files, over an attested channel."
     )
     add_general_flags(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    for name in names:
         module = command_module(name)
         added = commands.add_parser(
             name,
