@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from enclavekit_core.address import CID_ANY, CID_PARENT, TcpAddress, VsockAddress
 from enclavekit_core.errors import TransportError
 from enclavekit_core.streams import Listener, connect
-from enclavekit_pf_proxy import connection
+from enclavekit_pf_proxy import target
 from enclavekit_pf_proxy.destinations import DestinationRules, parse_range
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.server import Server
@@ -162,7 +163,7 @@ def test_noise_and_silence_are_ended():
 def diverted(web, monkeypatch):
     """No firewall in this process: connections to the listener count as diverted from the web server's address."""
     where = TcpAddress("127.0.0.1", web.getsockname()[1])
-    monkeypatch.setattr(connection, "read_original", lambda sock: where)
+    monkeypatch.setattr(target, "read_original", lambda sock: where)
     return where
 
 
@@ -280,8 +281,10 @@ def test_proxy_headers_carry_the_source(version):
         peer, _ = listener.accept()
         with peer:
             wanted = Proxied(TcpAddress(*client.getsockname()), server.addresses[0])
-            size = len((encode_v1 if version == 1 else encode_v2)(wanted))
-            assert decode_proxied(read_exactly(peer, size)) == (wanted, size)
+            size = len((encode_v1 if version == 1 else encode_v2)(replace(wanted, connection_id=0)))
+            found, used = decode_proxied(read_exactly(peer, size))
+            assert (replace(found, connection_id=None), used) == (wanted, size)
+            assert (found.connection_id is not None) == (version == 2)
             assert read_exactly(peer, 6) == b"stream"
 
 

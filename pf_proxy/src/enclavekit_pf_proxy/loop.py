@@ -48,15 +48,12 @@ class Loop:
         self.epoll.register(self._wakeup, select.EPOLLIN)
 
     def watch(self, fd: int, task: Task, index: int, events: int) -> None:
-        self.epoll.register(fd, events)
+        """Tell `task` of these events, and nobody else; edges that were there already come again."""
+        if fd in self._watched:
+            self.epoll.modify(fd, events)
+        else:
+            self.epoll.register(fd, events)
         self._watched[fd] = (task, index)
-
-    def is_watched(self, fd: int) -> bool:
-        return fd in self._watched
-
-    def change(self, fd: int, events: int) -> None:
-        """Look for other events on a watched descriptor; edges that were there already come again."""
-        self.epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
         """Stop watching `fd`, which is open still."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from typing import Protocol
 
 from enclavekit_pf_proxy.limits import MAX_PIPES
 
@@ -15,6 +16,13 @@ Pipe = tuple[int, int]
 """(read end, write end)"""
 
 
+class Holder(Protocol):
+    """Who has a pipe."""
+
+    def give_up_pipe(self) -> None:
+        """`take_back` follows."""
+
+
 class PipePool:
     """At most MAX_PIPES pipes. Without a pipe a flow copies: slower, not wrong."""
 
@@ -22,9 +30,12 @@ class PipePool:
         self._max_pipes = max_pipes
         self._spare: list[Pipe] = []
         self._lent = 0
+        self._resting: dict[Holder, None] = {}  # ordered: who has rested longest goes first
 
-    def lend(self) -> Pipe | None:
-        """Return an empty pipe; None if there is none to be had now."""
+    def lend(self, holder: Holder) -> Pipe | None:
+        """Return an empty pipe, be it that of a flow that rests; None if there is none to be had now."""
+        if not self._spare and self._lent >= self._max_pipes and self._resting:
+            next(iter(self._resting)).give_up_pipe()
         if self._spare:
             self._lent += 1
             return self._spare.pop()
@@ -37,8 +48,17 @@ class PipePool:
         self._lent += 1
         return pipe
 
-    def take_back(self, pipe: Pipe, *, empty: bool) -> None:
+    def rest(self, holder: Holder) -> None:
+        """The holder's pipe is empty for now: whoever needs one more may have it."""
+        self._resting[holder] = None
+
+    def wake(self, holder: Holder) -> None:
+        """The holder's pipe is in use again."""
+        self._resting.pop(holder, None)
+
+    def take_back(self, pipe: Pipe, holder: Holder, *, empty: bool) -> None:
         """End a loan; a pipe that still holds bytes is closed."""
+        self._resting.pop(holder, None)
         self._lent -= 1
         if empty and len(self._spare) < MAX_SPARE:
             self._spare.append(pipe)

@@ -12,10 +12,10 @@ from enclavekit_core.logs import get_logger
 from enclavekit_core.streams import Listener
 
 from enclavekit_pf_proxy.dialer import Dialer
-from enclavekit_pf_proxy.frontend import Frontend, Occupancy, Totals
+from enclavekit_pf_proxy.flow import Shared
+from enclavekit_pf_proxy.frontend import Frontend, Occupancy, Totals, sum_totals
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.loop import Loop
-from enclavekit_pf_proxy.relay import Shared
 from enclavekit_pf_proxy.service import Endpoint, Header, Mode, Service
 
 V1_MEMORY_S = (
@@ -32,7 +32,6 @@ class Server:
 
     def __init__(self, opened: Sequence[Opened], drain_timeout_s: float = Limits().drain_timeout_s) -> None:
         """Takes over the listeners."""
-        self.totals = Totals()
         self.loop = Loop()
         self.shared = Shared()
         self.dialer = Dialer(self.loop.wake)
@@ -59,6 +58,11 @@ class Server:
     def addresses(self) -> list[Address]:
         """Where it listens."""
         return [frontend.address for frontend in self._frontends]
+
+    @property
+    def totals(self) -> Totals:
+        """What happened since the start, on all listeners."""
+        return sum_totals(frontend.totals for frontend in self._frontends)
 
     def stop(self) -> None:
         """Stop accepting and end when the relays have, or after the drain timeout; called again, end at once.
