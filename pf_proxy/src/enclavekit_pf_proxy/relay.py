@@ -18,7 +18,8 @@ from enclavekit_pf_proxy.sockets import close_socket
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.loop import Loop
 
-MAX_ROUNDS = 8  # moves of one flow before others get their turn: at most 2 MiB
+MAX_ROUNDS = 8  # moves of one flow before others get their turn
+TURN_BYTES = 1024 * 1024  # after so many too: a fraction of a millisecond
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 BOTH = READABLE | select.EPOLLOUT
 ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -73,18 +74,19 @@ class Relay:
 
     # the loop's side
 
-    def notice(self, side: int, mask: int) -> None:
+    def notice(self, side: int, mask: int) -> bool:
         """Take epoll's word about one side: what it sends is flow `side`, what it takes is the other one."""
         if mask & ENDING:
             self.flows[side].source_ending = True
             self._pending = 0b11
             if mask & select.EPOLLHUP:
                 self._hung |= 1 << side
-            return
-        if mask & select.EPOLLIN:
-            self._pending |= 1 << side
-        if mask & select.EPOLLOUT:
-            self._pending |= 2 >> side
+        else:
+            if mask & select.EPOLLIN:
+                self._pending |= 1 << side
+            if mask & select.EPOLLOUT:
+                self._pending |= 2 >> side
+        return self.flows[0].is_bulk or self.flows[1].is_bulk
 
     def run(self, now: float) -> bool:
         """Move what can be moved; return whether more could be moved at once."""
@@ -137,10 +139,12 @@ class Relay:
     def _let_move(self, number: int, flow: Flow) -> bool:
         """Let one flow move for as long as it can, or its share lasts; return whether it could go on."""
         states = self._rules.states
-        more = True
+        more, enough = True, flow.total + TURN_BYTES
         for _ in range(MAX_ROUNDS):
             outcome = flow.move(states[number])
             if outcome is True:
+                if flow.total >= enough:
+                    break
                 continue
             if outcome is False:
                 more = False
