@@ -273,6 +273,32 @@ def test_a_range_of_ports_is_one_listener(free_range):
         assert server.totals.accepted == 2  # one at a time: the limit is the range's
 
 
+def numbers_of(server):
+    return {connection.number for connection in server.connections()}
+
+
+@pytest.mark.parametrize("header", [Header.V2, Header.V1])
+def test_a_connection_has_one_id_at_both_transparent_ends(web, diverted, header):
+    with running(host_end()) as host, running(enclave_end(header)) as enclave, dial(enclave.addresses[0]) as client:
+        client.sendall(b"x")
+        app, _ = web.accept()
+        with app:
+            assert read_exactly(app, 1) == b"x"
+            assert (numbers_of(host) == numbers_of(enclave)) == (header is Header.V2)  # the first has no room for it
+
+
+def test_a_connection_has_one_id_at_both_plain_ends_with_proxy_headers(web):
+    there = Endpoint(TcpAddress("127.0.0.1", web.getsockname()[1]))
+    inside = Service(Mode.VSOCK_TO_IP, Endpoint(HOST_END), there, accept_proxy=True)
+    outside = Service(Mode.IP_TO_VSOCK, TCP, Endpoint(HOST_END), send_proxy=2)
+    with running(inside) as one, running(outside) as other, dial(other.addresses[0]) as client:
+        client.sendall(b"x")
+        app, _ = web.accept()
+        with app:
+            assert read_exactly(app, 1) == b"x"
+            assert numbers_of(one) == numbers_of(other) != set()
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_proxy_headers_carry_the_source(version):
     service = Service(Mode.IP_TO_VSOCK, TCP, Endpoint(HOST_END), send_proxy=version)

@@ -139,6 +139,8 @@ class Connection:
         except (OSError, EnclavekitError) as exc:
             return handshake.not_located(describe_cause(exc))
         self.target = target
+        # not before: a header may have said which number the connection has at the other end
+        self.frontend.log.debug("accepted", conn=f"{self.number:016x}", peer=self.peer.text, target=str(target))
         return handshake.located(target, destination)
 
     def _decide(self, handshake: Handshake, step: Decide) -> Step:

@@ -166,7 +166,6 @@ class Frontend:
             self._occupancy.per_cid[peer.cid] = count + 1
         connection = Connection(self, client, peer, self.server.next_number(), now)
         self._occupancy.connections.add(connection)
-        self.log.debug("accepted", conn=f"{connection.number:016x}", peer=peer.text)
         connection.start(now)
 
     def _turn_away(self, client: socket.socket, peer: Peer, cause: str) -> None:
