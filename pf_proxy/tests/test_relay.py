@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from enclavekit_pf_proxy.limits import FDS_PER_CONNECTION
+from enclavekit_pf_proxy.pipes import PipePool
 
 PIECE = os.urandom(1 << 20)
 PIECES = 48
@@ -42,6 +43,20 @@ def test_large_transfers_both_ways_at_once(relay_pair):
         thread.join()
     expected = hashlib.sha256(PIECE * PIECES).digest()
     assert results == {"down": expected, "up": expected}
+
+
+def test_few_pipes_serve_many_bulk_connections(relay_pair, monkeypatch):
+    """A pipe goes from flow to flow, and never with bytes in it."""
+    monkeypatch.setattr(relay_pair.server.shared, "pipes", PipePool(max_pipes=1))
+    pairs = [relay_pair() for _ in range(4)]
+    results = {}
+    threads = [threading.Thread(target=send_pieces, args=(client,)) for client, _ in pairs]
+    threads += [threading.Thread(target=digest_of, args=(pairs[n][1], results, n)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == dict.fromkeys(range(4), hashlib.sha256(PIECE * PIECES).digest())
 
 
 def test_small_messages_pass_at_once(relay_pair):
