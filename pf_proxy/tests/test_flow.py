@@ -121,7 +121,7 @@ def test_an_end_comes_after_the_bytes(lines, count):
     line = lines[0]
     data = bulk(line, count)
     line.sender.close()
-    line.flow.source_ending = True
+    line.flow.expect_end()
     assert line.move() is Event.SOURCE_ENDED
     assert line.move(State.DRAINING) is Event.EMPTIED
     assert line.receiver.recv(1 << 20, socket.MSG_WAITALL) == data

@@ -68,6 +68,42 @@ def test_small_messages_pass_at_once(relay_pair):
         assert client.recv(100) == b"-"
 
 
+@pytest.mark.parametrize("size", [1, 3_000_000])
+def test_urgent_data_takes_its_place_in_the_stream(relay_pair, read_all, size):
+    """Vsock has none: urgency ends at the proxy, the bytes do not."""
+    client, upstream = relay_pair()
+    one, other = (client, upstream) if client.family == socket.AF_INET else (upstream, client)
+    pieces = [os.urandom(size) for _ in range(3)]
+
+    def send():
+        for piece in pieces:
+            one.sendall(piece)
+            one.send(b"!", socket.MSG_OOB)
+        one.send(b".")
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    expected = b"".join(piece + b"!" for piece in pieces) + b"."
+    received = b""
+    while len(received) < len(expected):  # no end comes to the rescue
+        received += other.recv(1 << 20)
+    sender.join()
+    assert received == expected
+
+
+def test_single_bytes_pass(relay_pair, read_all):
+    client, upstream = relay_pair()
+    for one, other in ((client, upstream), (upstream, client)):
+        reader_got = []
+        reader = threading.Thread(target=lambda sock=other, got=reader_got: got.append(read_all(sock)))
+        reader.start()
+        for byte in PIECE[:5000]:
+            one.send(bytes([byte]))
+        one.shutdown(socket.SHUT_WR)
+        reader.join()
+        assert reader_got == [PIECE[:5000]]
+
+
 @pytest.mark.parametrize("first", ["client", "upstream"])
 def test_half_close_leaves_the_other_direction_open(relay_pair, read_all, first):
     one, other = relay_pair()

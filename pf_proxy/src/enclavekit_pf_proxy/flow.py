@@ -36,8 +36,8 @@ class Shared:
 class Flow:
     """One direction between two non-blocking sockets that somebody else owns."""
 
-    __slots__ = ("_buffered", "_pipe", "_rests", "_shared", "_spliced", "held", "moved", "sink", "sink_full", "source",
-                 "source_ending", "total")  # fmt: skip
+    __slots__ = ("_buffered", "_pipe", "_reads_on", "_rests", "_shared", "_spliced", "_urgent", "held", "moved", "sink",
+                 "sink_full", "source", "total")  # fmt: skip
 
     def __init__(self, source: socket.socket, sink: socket.socket, shared: Shared, held: bytes) -> None:
         """`held`: bytes that go first."""
@@ -54,8 +54,18 @@ class Flow:
         """Whether bytes moved since the owner last looked."""
         self.sink_full = False
         """Whether the sink took no more since the owner last looked."""
-        self.source_ending = False
-        """Whether an end was announced: a short read then does not mean that there is nothing more to read."""
+        self._reads_on = False  # a short read does not mean that there is nothing more to read
+        self._urgent = False  # there was urgent data
+
+    def expect_end(self) -> None:
+        """The source's end was announced: it may be right behind a short read."""
+        self._reads_on = True
+
+    def expect_urgent(self) -> None:
+        """There is urgent data, which takes its place in the stream. Reads end before it, and splice(2) does not get
+        past it at all: copy from now on.
+        """
+        self._reads_on = self._urgent = True
 
     def move(self, state: State) -> Event | bool:
         """Move some bytes, as far as `state` allows it; return whether there may be more to do at once, or what
@@ -95,10 +105,10 @@ class Flow:
             return Event.SOURCE_ENDED
         self.total += count
         self.moved = True
-        self._spliced = count == COPY_BYTES
+        self._spliced = count == COPY_BYTES and not self._urgent
         if state is State.OPEN and not self._send(buffer[:count]):
             return Event.SINK_FAILED
-        return self._spliced or self.source_ending or bool(self.held)
+        return self._spliced or self._reads_on or bool(self.held)
 
     def _send_held(self, state: State) -> Event | bool:
         data, self.held = memoryview(self.held), b""
@@ -135,7 +145,11 @@ class Flow:
                 return True
             widen(self.sink)
         filled = 0
-        if state is State.OPEN or state is State.DISCARDING:
+        if self._urgent:
+            if not self._buffered:
+                self.give_up_pipe()
+                return True
+        elif state is State.OPEN or state is State.DISCARDING:
             try:
                 filled = os.splice(self.source.fileno(), self._pipe[1], LARGE_PIPE_BYTES, flags=SPLICE_FLAGS)
             except BlockingIOError:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MAX_ROUNDS = 8  # moves of one flow before others get their turn
 TURN_BYTES = 1024 * 1024  # after so many too: a fraction of a millisecond
-READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
 BOTH = READABLE | select.EPOLLOUT
 ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
@@ -76,8 +76,10 @@ class Relay:
 
     def notice(self, side: int, mask: int) -> bool:
         """Take epoll's word about one side: what it sends is flow `side`, what it takes is the other one."""
+        if mask & select.EPOLLPRI:
+            self.flows[side].expect_urgent()
         if mask & ENDING:
-            self.flows[side].source_ending = True
+            self.flows[side].expect_end()
             self._pending = 0b11
             if mask & select.EPOLLHUP:
                 self._hung |= 1 << side

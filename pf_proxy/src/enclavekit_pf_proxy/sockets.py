@@ -25,11 +25,14 @@ def close_socket(sock: socket.socket, *, reset: bool) -> None:
 
 
 def prepare_socket(sock: socket.socket, keepalive_s: int) -> None:
-    """Make a socket ready to be relayed: non-blocking, and on TCP no delay for small writes, keep-alive."""
+    """Make a socket ready to be relayed: non-blocking, and on TCP no delay for small writes, keep-alive, urgent data
+    in its place in the stream.
+    """
     sock.setblocking(False)
     if sock.family in IP:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive_s)
         except OSError:
