@@ -15,8 +15,8 @@ PIECES = 48
 LINGER_RESET = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 s
 
 
-def send_pieces(sock):
-    for _ in range(PIECES):
+def send_pieces(sock, pieces=PIECES):
+    for _ in range(pieces):
         sock.sendall(PIECE)
     sock.shutdown(socket.SHUT_WR)
 
@@ -28,12 +28,13 @@ def digest_of(sock, results, key):
     results[key] = digest.digest()
 
 
-def test_large_transfers_both_ways_at_once(relay_pair):
+@pytest.mark.parametrize("pieces", [PIECES, pytest.param(1024, marks=pytest.mark.long)])
+def test_large_transfers_both_ways_at_once(relay_pair, pieces):
     client, upstream = relay_pair()
     results = {}
     threads = [
-        threading.Thread(target=send_pieces, args=(client,)),
-        threading.Thread(target=send_pieces, args=(upstream,)),
+        threading.Thread(target=send_pieces, args=(client, pieces)),
+        threading.Thread(target=send_pieces, args=(upstream, pieces)),
         threading.Thread(target=digest_of, args=(client, results, "down")),
         threading.Thread(target=digest_of, args=(upstream, results, "up")),
     ]
@@ -41,8 +42,10 @@ def test_large_transfers_both_ways_at_once(relay_pair):
         thread.start()
     for thread in threads:
         thread.join()
-    expected = hashlib.sha256(PIECE * PIECES).digest()
-    assert results == {"down": expected, "up": expected}
+    digest = hashlib.sha256()
+    for _ in range(pieces):
+        digest.update(PIECE)
+    assert results == {"down": digest.digest(), "up": digest.digest()}
 
 
 def test_few_pipes_serve_many_bulk_connections(relay_pair, monkeypatch):
