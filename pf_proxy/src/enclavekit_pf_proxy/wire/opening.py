@@ -52,7 +52,7 @@ class OpeningDecoder:
             self._proxied, used = found
             self._data = self._data[used:]
         if not self._expects_destination:
-            return Opening(proxied=self._proxied, rest=self._data)
+            return Opening(proxied=self._proxied, connection_id=self._given_id(), rest=self._data)
         if not self._data:
             return None
         return self._decode_request() if self._data[0] == request.MARKER else self._decode_destination()
@@ -66,7 +66,10 @@ class OpeningDecoder:
         if found is None:
             return None
         destination, used = found
-        return Opening(proxied=self._proxied, destination=destination, rest=self._data[used:])
+        return Opening(self._proxied, destination, connection_id=self._given_id(), rest=self._data[used:])
+
+    def _given_id(self) -> int | None:
+        return self._proxied.connection_id if self._proxied is not None else None
 
     def _decode_request(self) -> Opening | None:
         self.wants_reply = True
