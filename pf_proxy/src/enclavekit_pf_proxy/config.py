@@ -17,7 +17,7 @@ from msgspec.structs import asdict
 from enclavekit_pf_proxy.cid_list import CidList
 from enclavekit_pf_proxy.destinations import DestinationRules, parse_range
 from enclavekit_pf_proxy.limits import Limits
-from enclavekit_pf_proxy.plan import Plan
+from enclavekit_pf_proxy.plan import Plan, parse_status
 from enclavekit_pf_proxy.service import (
     LISTENS_ON_VSOCK,
     Endpoint,
@@ -97,6 +97,10 @@ class ProxyConfig(StrictConfig, frozen=True):
     """File of the rules for `ip-to-vsock-transparent`, relative to this one."""
     dns: DnsConfig | None = None
     """The resolver that goes with the policy."""
+    socket: str = ""
+    """Where `pf-proxy status` is answered, unix:///path; empty: a file of its own in the runtime directory."""
+    metrics_listen: str = ""
+    """Where metrics and health are served over HTTP, e.g. 127.0.0.1:9464; empty: on the socket only."""
 
 
 def load_plan(path: str, learn_path: str = "") -> Plan:
@@ -117,7 +121,8 @@ def load_plan(path: str, learn_path: str = "") -> Plan:
         services.append(service)
     if gate is not None and not any(service.gate for service in services):
         raise ConfigError(path, "policy", f"no listener is of mode {Mode.IP_TO_VSOCK_TRANSPARENT.value}")
-    plan = Plan(services, config.workers, config.drain_timeout_s, gate, _to_dns_plan(config, gate, path))
+    status = parse_status(config.socket, config.metrics_listen, path, by_default=True)
+    plan = Plan(services, config.workers, config.drain_timeout_s, gate, _to_dns_plan(config, gate, path), status)
     plan.check(path)
     return plan
 

@@ -25,7 +25,7 @@ def add_learn_command(commands: argparse._SubParsersAction[argparse.ArgumentPars
         default="network",
         help="a section for enclave.yaml, or a policy file (default: %(default)s)",
     )
-    parser.set_defaults(mode=None, call=run_learn)
+    parser.set_defaults(command=run_learn)
 
 
 def run_learn(args: argparse.Namespace) -> int:

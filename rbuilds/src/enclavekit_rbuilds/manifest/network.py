@@ -60,10 +60,16 @@ class NetworkPlan:
         return frozenset({NETWORK} if self.ingress else ())
 
 
-def plan_network(network: Network, services: Collection[str], source: str) -> NetworkPlan:
-    """Return what the image needs for `network`. Raises ConfigError, which names `source`."""
+def plan_network(
+    network: Network, services: Collection[str], source: str, proxied_port: int | None = None
+) -> NetworkPlan:
+    """Return what the image needs for `network`. Raises ConfigError, which names `source`.
+
+    Args:
+        proxied_port: where the attestation server takes connections of proxies.
+    """
     egress = plan_egress(network.egress, network.deny, source, ipv6=network.ipv6, insecure_learn=network.insecure_learn)
-    ingress = _plan_ingress(network.ingress, services, source)
+    ingress = _plan_ingress(network.ingress, services, source, proxied_port)
     mode = _mode(network, source, has_egress=egress is not None)
     plan = NetworkPlan(mode, egress, ingress)
     if mode == "none":
@@ -118,12 +124,16 @@ def _proxy_config(egress: Egress | None, ingress: Sequence[Ingress]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _plan_ingress(rules: Sequence[IngressRule], services: Collection[str], source: str) -> tuple[Ingress, ...]:
+def _plan_ingress(
+    rules: Sequence[IngressRule], services: Collection[str], source: str, proxied_port: int | None
+) -> tuple[Ingress, ...]:
     owners = {CONTROL_PORT: "the control channel"}
     if "pipeline" in services:
         owners[PIPELINE_PORT] = "the pipeline"
     if "attestation" in services:
         owners[ATTESTATION_PORT] = "the attestation server"
+        if proxied_port is not None:
+            owners[proxied_port] = "attestation.proxied_port"
     planned: list[Ingress] = []
     for number, rule in enumerate(rules):
         vsock_port = rule.port if rule.vsock_port is None else rule.vsock_port
