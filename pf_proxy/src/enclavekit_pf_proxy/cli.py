@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from enclavekit_core.cli import run_command
 
 from enclavekit_pf_proxy.options import MODES, add_options, plan_of
+from enclavekit_pf_proxy.rules_command import add_rules_parser
 from enclavekit_pf_proxy.service import Mode
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ LAYOUT = argparse.RawDescriptionHelpFormatter
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pf-proxy", description="Relay TCP over vsock and back.")
+    parser = argparse.ArgumentParser(prog="pf-proxy", description="Relay TCP and UDP over vsock and back.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for mode, text in MODES.items():
         add_options(
@@ -60,13 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--print-address", action="store_true", help="print the addresses that are listened on, once they are"
     )
-    run.set_defaults(mode=None)
+    run.set_defaults(mode=None, command=run_config)
+    add_rules_parser(commands)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run_command("pf-proxy", lambda: serve(args) if args.mode else run_config(args))
+    return run_command("pf-proxy", lambda: serve(args) if args.mode else args.command(args))
 
 
 def ip_to_vsock_main(argv: list[str] | None = None) -> int:
@@ -129,15 +131,16 @@ def _supervise(load: Callable[[], Plan], announce: Callable[[Address], None]) ->
 
 def _serve_alone(plan: Plan, announce: Callable[[Address], None]) -> int:
     from enclavekit_core.logs import configure, get_logger
-    from enclavekit_core.streams import Listener
 
+    from enclavekit_pf_proxy.listeners import AnyListener, fit_listener, open_listener
     from enclavekit_pf_proxy.server import Server
 
     service = plan.services[0]
-    listeners: list[Listener] = []
+    listeners: list[AnyListener] = []
     try:
         for offset in range(service.listen.ports):
-            listeners.append(Listener(service.listen.at(offset)))
+            listeners.append(open_listener(service, service.listen.at(offset)))
+            fit_listener(listeners[-1], service)
     except BaseException:
         for listener in listeners:
             listener.close()

@@ -17,21 +17,31 @@ from enclavekit_core.peers import Peer
 
 from enclavekit_pf_proxy.announcement import encode_proxied, find_source
 from enclavekit_pf_proxy.dialer import status_of
-from enclavekit_pf_proxy.original_destination import plain_address, read_original
+from enclavekit_pf_proxy.original_destination import is_own_address, plain_address, read_original
 from enclavekit_pf_proxy.relay import Relay, close_socket, prepare_socket
 from enclavekit_pf_proxy.service import Header, Mode
 from enclavekit_pf_proxy.wire.destination import encode_destination
 from enclavekit_pf_proxy.wire.opening import Opening, OpeningDecoder
-from enclavekit_pf_proxy.wire.request import REPLY, Request, Status, decode_reply, encode_reply, encode_request
+from enclavekit_pf_proxy.wire.request import (
+    REPLY,
+    Protocol,
+    Request,
+    Status,
+    decode_reply,
+    encode_reply,
+    encode_request,
+)
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.frontend import Frontend
     from enclavekit_pf_proxy.policy.first_bytes import FirstBytes, Shown
+    from enclavekit_pf_proxy.udp.relay import DatagramRelay
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 BOTH = READABLE | select.EPOLLOUT
 OPENING_READ_BYTES = 4096
 CLIENT, UPSTREAM = 0, 1
+DRAINING_SESSION_S = 1.0  # a session of datagrams that is quiet for so long ends when the proxy is to
 
 
 class Phase(enum.Enum):
@@ -54,6 +64,7 @@ class Connection:
         "_header",
         "_loop",
         "_opening",
+        "_protocol",
         "_relay",
         "_reply",
         "_server",
@@ -80,23 +91,39 @@ class Connection:
         self._first: FirstBytes | None = None
         self._header: Header | None = None
         self._upstream: socket.socket | None = None
-        self._relay: Relay | None = None
+        self._relay: Relay | DatagramRelay | None = None
+        self._protocol = self.service.protocol
         self._reply = b""
         self._writable = 0  # sides watched for room, as bits
         self._deadline = 0.0
         self.target: Address | None = None
         """What is connected to; None while it is not known."""
 
-    def start(self, now: float) -> None:
-        """Go as far as it goes without waiting."""
+    @property
+    def quiet_since(self) -> float | None:
+        """When bytes moved last; None if nothing was relayed yet."""
+        return None if self._relay is None else self._relay.last_activity
+
+    def start(self, now: float, first: bytes = b"") -> None:
+        """Go as far as it goes without waiting. `first`: what was read from the client already, as its upstream's
+        stream has it.
+        """
         self.client.setblocking(False)  # the rest it has from its listener
         from_header = self.service.mode is Mode.VSOCK_TO_IP_TRANSPARENT
         if not (from_header or self.service.accept_proxy):
-            self._open(Opening(), now)
+            self._open(Opening(rest=first), now)
             return
         self._decoder = OpeningDecoder(expects_proxied=self.service.accept_proxy, expects_destination=from_header)
         self._loop.watch(self.client.fileno(), self, CLIENT, READABLE)
         self._set_deadline(now + self.service.limits.header_timeout_s)
+
+    def inject(self, framed: bytes, max_bytes: int) -> None:
+        """Take a datagram of this session that came in elsewhere; lost if there is no room."""
+        if self.phase is Phase.RELAYING:
+            assert isinstance(self._relay, _datagram_relay())
+            self._relay.inject(framed, max_bytes)
+        elif self.phase is not Phase.CLOSED and len(self._opening.rest) + len(framed) <= max_bytes:
+            self._opening = replace(self._opening, rest=self._opening.rest + framed)
 
     # the loop's side
 
@@ -161,6 +188,8 @@ class Connection:
 
     def _open(self, opening: Opening, now: float) -> None:
         self._opening, self._decoder = opening, None
+        if opening.destination is not None:
+            self._protocol = opening.protocol
         if opening.connection_id is not None:
             self.number = opening.connection_id
         try:
@@ -187,9 +216,9 @@ class Connection:
             case Mode.IP_TO_VSOCK_TRANSPARENT:
                 self._destination = read_original(self.client)
                 name = self.client.getsockname()
-                if self._destination.port == name[1] == self.frontend.port and self._destination.host == plain_address(
-                    name[0]
-                ):
+                same = self._destination == TcpAddress(plain_address(name[0]), self.frontend.port)
+                # TPROXY leaves the packet as it was: another machine's address is no sign of a loop
+                if same and (not self.service.tproxy or is_own_address(self._destination.host)):
                     reason = "the connection was made to the proxy itself, nothing diverted it"
                     raise TransportError("connect to", self._destination, reason)
         assert upstream is not None
@@ -200,7 +229,7 @@ class Connection:
     def _ask_gate(self, shown: Shown | None, now: float) -> None:
         """Go on if the policy allows it; `shown` is what the first bytes show, None before anybody looked."""
         assert self.service.gate is not None and self._destination is not None
-        decision = self.service.gate.decide(self._destination, shown, self.number)
+        decision = self.service.gate.decide(self._destination, shown, self.number, self._protocol.value)
         if decision.needs_bytes:
             self.phase, self._first = Phase.INSPECTING, self.service.gate.begin_inspection()
             self._set_deadline(now + self.service.limits.inspect_timeout_s)
@@ -239,10 +268,10 @@ class Connection:
         rules = self.service.destinations if self.service.mode is Mode.VSOCK_TO_IP_TRANSPARENT else None
         timeout_s = self.service.limits.connect_timeout_s
         try:
-            begun = self._server.dialer.begin(self.target, rules)
+            begun = self._server.dialer.begin(self.target, rules, self._protocol)
             if begun is None:
                 self._set_deadline(now + timeout_s + 1)  # the thread's own timeout says more
-                self._server.dialer.start(self, self.target, timeout_s, rules)
+                self._server.dialer.start(self, self.target, timeout_s, rules, self._protocol)
                 return
         except TransportError as exc:
             self.refuse(str(exc), status_of(exc))
@@ -293,11 +322,13 @@ class Connection:
             self._relay_with(encode_proxied(self.service.send_proxy, self.client, self._opening), now)
             return
         assert self._destination is not None and self.target is not None
-        self._header = self._header or self._server.header_for(self.target, self.service.header)
+        wanted = self.service.header if self._protocol is Protocol.TCP else Header.V2  # v1 knows no other
+        self._header = self._header or self._server.header_for(self.target, wanted)
         if self._header is Header.V1:
             self._relay_with(encode_destination(self._destination), now)
             return
-        message = encode_request(Request(self.number, self._destination, find_source(self.client, self._opening)))
+        source = find_source(self.client, self._opening)
+        message = encode_request(Request(self.number, self._destination, source, self._protocol))
         try:
             sent = self._upstream.send(message)
         except OSError as exc:
@@ -337,7 +368,7 @@ class Connection:
     def _fall_back(self, exc: OSError, now: float) -> None:
         """The upstream ended without an answer: the Rust framework's does so with a header it does not know."""
         assert self._upstream is not None and self.target is not None
-        if self.service.header is not Header.AUTO or self._reply:
+        if self.service.header is not Header.AUTO or self._reply or self._protocol is not Protocol.TCP:
             self.refuse(f"cannot ask {self.target}: {describe_cause(exc)}", Status.FAILED)
             return
         self._server.remember_v1(self.target)
@@ -354,7 +385,11 @@ class Connection:
         answer = encode_reply(Status.CONNECTED) if opening.wants_reply else b""
         held = (announcement + opening.rest, answer)
         self.phase = Phase.RELAYING
-        self._relay = Relay(self.client, self._upstream, self._server.shared, now, self._want_write, held)
+        if self._protocol is Protocol.UDP:
+            limit = self.service.limits.max_datagram_bytes
+            self._relay = _datagram_relay()(self.client, self._upstream, now, self._want_write, held, limit)
+        else:
+            self._relay = Relay(self.client, self._upstream, self._server.shared, now, self._want_write, held)
         self._relay.flows[0].total = len(opening.rest)
         self._opening = Opening()  # its bytes are the relay's now
         self._watch(self.client, CLIENT)
@@ -400,6 +435,9 @@ class Connection:
     def _idle_s(self) -> float:
         limits = self.service.limits
         assert self._relay is not None
+        if self._protocol is Protocol.UDP:
+            # a session has no end of its own to wait for
+            return DRAINING_SESSION_S if self._server.is_stopping else limits.udp_idle_timeout_s
         if not self._relay.half_closed:
             return limits.idle_timeout_s
         return min(filter(None, (limits.half_close_timeout_s, limits.idle_timeout_s)), default=0.0)
@@ -459,3 +497,14 @@ class Connection:
         self.phase = Phase.CLOSED
         self._loop.drop(self)
         self.frontend.ended(self, up, down)
+
+    def drain(self, now: float) -> None:
+        """The proxy is to end: a session of datagrams does, once it is quiet."""
+        if self.phase is Phase.RELAYING and self._protocol is Protocol.UDP:
+            self._set_deadline(now)
+
+
+def _datagram_relay() -> type[DatagramRelay]:
+    from enclavekit_pf_proxy.udp.relay import DatagramRelay
+
+    return DatagramRelay

@@ -70,6 +70,10 @@ class Frontend:
         prepare_socket(listener.socket, service.limits.keepalive_s)  # what is accepted inherits TCP's options
         self.update()
 
+    @property
+    def has_room(self) -> bool:
+        return len(self._occupancy.connections) < self._max_connections
+
     def notice(self, index: int, mask: int) -> None:
         pass  # `run` follows
 
@@ -88,8 +92,7 @@ class Frontend:
 
     def update(self) -> None:
         """Look for connections if there is room for one."""
-        room = len(self._occupancy.connections) < self._max_connections
-        wanted = room and not self._closed and not self._paused_until
+        wanted = self.has_room and not self._closed and not self._paused_until
         if wanted and not self._accepting:
             # exclusive: workers share sockets that SO_REUSEPORT does not know, and one is enough to wake
             self.server.loop.watch(self._fd, self, 0, select.EPOLLIN | select.EPOLLEXCLUSIVE)

@@ -14,6 +14,7 @@ from enclavekit_core.streams import Listener
 from enclavekit_pf_proxy.dialer import Dialer
 from enclavekit_pf_proxy.frontend import Frontend, Occupancy, Totals
 from enclavekit_pf_proxy.limits import Limits
+from enclavekit_pf_proxy.listeners import AnyListener
 from enclavekit_pf_proxy.loop import Loop
 from enclavekit_pf_proxy.relay import Shared
 from enclavekit_pf_proxy.service import Endpoint, Header, Mode, Service
@@ -23,19 +24,21 @@ V1_MEMORY_S = (
 )
 MAX_U64 = 2**64 - 1
 
-Opened = tuple[Service, Sequence[tuple[int, Listener]]]
+Opened = tuple[Service, Sequence[tuple[int, AnyListener]]]
 """A service with its listening sockets and which port of its range each has."""
 
 
 class Server:
     """Relays every connection to its listeners. `run` in one thread; `stop` from any."""
 
-    def __init__(self, opened: Sequence[Opened], drain_timeout_s: float = Limits().drain_timeout_s) -> None:
-        """Takes over the listeners."""
+    def __init__(
+        self, opened: Sequence[Opened], drain_timeout_s: float = Limits().drain_timeout_s, *, mark: int = 0
+    ) -> None:
+        """Takes over the listeners. `mark`: SO_MARK of connections over IP, so that no rule diverts them."""
         self.totals = Totals()
         self.loop = Loop()
         self.shared = Shared()
-        self.dialer = Dialer(self.loop.wake)
+        self.dialer = Dialer(self.loop.wake, mark)
         self.loop.on_wake.append(self.dialer.deliver)
         self._drain_timeout_s = drain_timeout_s
         self._numbers = secrets.randbits(64)
@@ -53,7 +56,7 @@ class Server:
             occupancy = Occupancy()
             self._occupancies.append(occupancy)
             for offset, listener in listeners:
-                self._frontends.append(Frontend(self, service, listener, offset, occupancy))
+                self._frontends.append(_frontend_of(listener)(self, service, listener, offset, occupancy))
 
     @property
     def addresses(self) -> list[Address]:
@@ -83,6 +86,11 @@ class Server:
 
     # for connections
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it is to end soon, and not only when its connections have."""
+        return self._stops > 0
+
     def now(self) -> float:
         return time.monotonic()
 
@@ -111,6 +119,9 @@ class Server:
         now = time.monotonic()
         if self._stops and self._drain_until is None:
             self._drain_until = now + self._drain_timeout_s
+            for occupancy in self._occupancies:
+                for connection in list(occupancy.connections):
+                    connection.drain(now)
         overdue = self._drain_until is not None and now >= self._drain_until
         return self._count() == 0 or self._stops > 1 or overdue
 
@@ -139,6 +150,14 @@ class Server:
             bytes_up=totals.bytes_up,
             bytes_down=totals.bytes_down,
         )
+
+
+def _frontend_of(listener: AnyListener) -> Callable[..., Frontend]:
+    if isinstance(listener, Listener):
+        return Frontend
+    from enclavekit_pf_proxy.udp.frontend import DatagramFrontend
+
+    return DatagramFrontend
 
 
 class ProxyServer(Server):
