@@ -36,7 +36,8 @@ relays end; a second one ends them.
 exit codes:
   0  stopped by a signal
   2  CONFIG cannot be used
-  3  cannot listen
+  3  cannot listen, or a route cannot be made
+  5  the kernel refused the rules, or another pf-proxy has them
 """
 LAYOUT = argparse.RawDescriptionHelpFormatter
 

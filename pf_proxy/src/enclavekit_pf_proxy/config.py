@@ -222,8 +222,10 @@ def _to_rules(config: ProxyConfig, services: list[Service], dns: DnsPlan | None,
 
 def _to_divert(listener: ListenerConfig, listen: Endpoint, source: str) -> Divert | None:
     given = listener.divert
-    if given is None or not isinstance(listen.first, TcpAddress):
-        return None  # the latter is refused by check_service
+    if given is None:
+        return None
+    if not isinstance(listen.first, TcpAddress):
+        raise ConfigError(source, "divert", f"nothing is diverted to {listen}")
     needs_tproxy = listener.protocol is Protocol.UDP and listener.mode is not Mode.IP_TO_VSOCK
     method = given.method if given.method is not UNSET else Method.TPROXY if needs_tproxy else Method.REDIRECT
     try:
@@ -243,8 +245,6 @@ def _to_service(listener: ListenerConfig, defaults: LimitsConfig, source: str) -
     listens_on_vsock = listener.mode in LISTENS_ON_VSOCK
     allowed = None if listener.allow_cids is None else frozenset(listener.allow_cids)
     listen = parse_endpoint(listener.listen, "vsock" if listens_on_vsock else "tcp")
-    if listener.divert is not None and listens_on_vsock:
-        raise ConfigError(source, "divert", f"nothing is diverted to {listener.mode.value}")
     divert = _to_divert(listener, listen, source)
     return Service(
         listener.mode,

@@ -494,6 +494,9 @@ class Connection:
 
     def _ended(self) -> None:
         up, down = (flow.total for flow in self._relay.flows) if self._relay is not None else (0, 0)
+        if self._relay is not None and self._protocol is Protocol.UDP:
+            assert isinstance(self._relay, _datagram_relay())
+            self.frontend.totals.dropped += sum(flow.dropped for flow in self._relay.flows)
         self.phase = Phase.CLOSED
         self._loop.drop(self)
         self.frontend.ended(self, up, down)

@@ -34,6 +34,8 @@ class Totals:
     accepted: int = 0
     refused: int = 0
     """Not allowed, or no upstream."""
+    dropped: int = 0
+    """Datagrams that were lost here."""
     bytes_up: int = 0
     bytes_down: int = 0
 

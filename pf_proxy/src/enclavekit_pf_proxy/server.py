@@ -147,6 +147,7 @@ class Server:
             "stopped",
             accepted=totals.accepted,
             refused=totals.refused,
+            dropped=totals.dropped,
             bytes_up=totals.bytes_up,
             bytes_down=totals.bytes_down,
         )

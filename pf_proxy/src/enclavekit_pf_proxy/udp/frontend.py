@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from enclavekit_core.address import TcpAddress
@@ -48,9 +48,9 @@ class DatagramFrontend(Frontend):
         self._keys: dict[Connection, Key] = {}
         self._per_source: Counter[str] = Counter()
         self._refused: OrderedDict[Key, float] = OrderedDict()
+        self._strays: deque[Arrival] = deque()
+        """What came to a session's socket before it was connected; later than what waits in the listener's."""
         self._crowded: dict[str, float] = {}  # host, or "" for all -> when a session may be quiet for long enough
-        self.dropped = 0
-        """Datagrams for which there was no session."""
         super().__init__(server, service, listener, offset, occupancy)  # type: ignore[arg-type]  # as above
 
     @property
@@ -62,15 +62,17 @@ class DatagramFrontend(Frontend):
             try:
                 arrival = self.listener.receive()
             except BlockingIOError:
-                return
+                break
             except OSError:
                 continue
             if arrival is not None and not self._paused_until:
                 self._take(arrival, now)
+        while self._strays:
+            self._take(self._strays.popleft(), now)
 
     def _take(self, arrival: Arrival, now: float) -> None:
         if len(arrival.data) > self.service.limits.max_datagram_bytes:
-            self.dropped += 1
+            self.totals.dropped += 1
             return
         key = (arrival.client, arrival.destination)
         session = self._sessions.get(key)
@@ -78,7 +80,7 @@ class DatagramFrontend(Frontend):
             # it came in before the session had its socket
             session.inject(encode_datagram(arrival.data), MAX_WAITING_BYTES)
         elif self._refused.get(key, 0.0) > now or not self._make_room(arrival.client.host, now):
-            self.dropped += 1
+            self.totals.dropped += 1
         else:
             self._begin(key, arrival, now)
 
@@ -110,7 +112,7 @@ class DatagramFrontend(Frontend):
         try:
             sock, others = self.listener.open_session(*key)
         except OSError as exc:
-            self.dropped += 1
+            self.totals.dropped += 1
             self._note_refused(key, now)
             self.log.warning("cannot begin session", peer=str(key[0]), to=str(key[1]), cause=describe_cause(exc))
             if exc.errno in EXHAUSTED:
@@ -127,8 +129,7 @@ class DatagramFrontend(Frontend):
         self._occupancy.connections.add(session)
         self.log.debug("accepted", conn=f"{session.number:016x}", peer=peer.text)
         session.start(now, encode_datagram(arrival.data))
-        for other in others:
-            self._take(other, now)
+        self._strays += others
 
     def _limit_buffer(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.service.limits.max_queued_bytes)
