@@ -34,6 +34,9 @@ EXPECTED = {
 PROGRAMS = {"nft": ("nft",), "iptables": ("iptables", "ip6tables"), "iptables-legacy": ("iptables-legacy",)}
 
 
+HOST_SCRIPT = Path(__file__).with_name("host_in_namespaces.py")
+
+
 @contextmanager
 def outside(directory):
     argv = ["unshare", "-n", sys.executable, str(SCRIPT), "outside", str(directory)]
@@ -69,3 +72,23 @@ def test_a_proxy_with_its_rules_and_routes(tmp_path, backend, method):
     assert results["again"] == results["during"]  # replaced, not doubled
     assert results["client again"] == "ping"
     assert results["after again"] == results["before"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("method", ["redirect", "tproxy"])
+def test_a_host_diverts_what_comes_to_it_and_its_own_but_never_the_proxys(tmp_path, method):
+    """The proxy's upstream is at an address that is diverted: with a loop nobody would ever be served."""
+    if os.geteuid() or not all(map(shutil.which, ("unshare", "nsenter", "ip", "nft"))):
+        pytest.skip("needs root, unshare, nsenter, ip and nft")
+    with subprocess.Popen(["unshare", "-n", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
+        client.stdin.write(b"?")
+        client.stdin.flush()
+        client.stdout.read(1)  # it is in its namespace
+        argv = ["unshare", "-n", sys.executable, str(HOST_SCRIPT), str(tmp_path), method, str(client.pid)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        client.stdin.close()
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert results.pop("seen") == ["stream"] * 3 + ["datagram"] * 3 + ["stream"]
+    assert (results.pop("exit"), results.pop("left"), results.pop("rule")) == (0, "", True)
+    assert {name: what.partition(" ")[2] for name, what in results.items()} == dict.fromkeys(results, "served")

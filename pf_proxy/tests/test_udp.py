@@ -2,6 +2,7 @@
 """UDP over vsock on loopback: pairs of real proxies, sessions, their limits and their ends."""
 
 import os
+import signal
 import socket
 import threading
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,8 @@ from enclavekit_pf_proxy.service import Endpoint, Mode, Service
 from enclavekit_pf_proxy.udp import frontend
 from enclavekit_pf_proxy.wire.datagrams import MAX_DATAGRAM_BYTES, DatagramDecoder, encode_datagram
 from enclavekit_pf_proxy.wire.request import REPLY, Protocol, Request, Status, decode_reply, encode_request
+
+from .test_run import running as processes
 
 PATIENCE_S = 20.0
 HOST_END = VsockAddress(CID_PARENT, 8888)
@@ -328,3 +331,35 @@ def test_both_kinds_of_ip(echo):
             with udp_socket(family) as client:
                 client.connect((host, server.addresses[0].port))
                 assert ask(client, b"ping") == b"gnip"
+
+
+def test_a_reload_drops_no_session(tmp_path, echo):
+    config = tmp_path / "proxy.yaml"
+    text = "- {mode: ip-to-vsock, listen: '127.0.0.1:0', upstream: 'parent:8888', protocol: udp}\n"
+    second = "- {mode: ip-to-vsock, listen: '127.0.0.1:0', upstream: 'parent:8889', protocol: udp, name: second}\n"
+    config.write_text("workers: 2\nlisteners:\n" + text)
+    with Listener(HOST_END) as listener, processes("run", str(config)) as (process, (address,)):
+        listener.socket.settimeout(PATIENCE_S)
+        with udp_socket() as old, udp_socket() as new:
+            old.connect(("127.0.0.1", address.port))
+            old.send(b"1")
+            peer, _ = listener.accept()
+            peer.settimeout(PATIENCE_S)
+            with peer:
+                assert peer.recv(3, socket.MSG_WAITALL) == encode_datagram(b"1")
+                config.write_text("listeners:\n" + text + second)
+                process.send_signal(signal.SIGHUP)
+                process.wait_for("reloaded")
+                for _ in range(20):
+                    old.send(b"2")
+                    assert peer.recv(3, socket.MSG_WAITALL) == encode_datagram(b"2")
+                peer.sendall(encode_datagram(b"3"))
+                assert old.recv(10) == b"3"
+                new.connect(("127.0.0.1", address.port))
+                new.send(b"4")
+                other, _ = listener.accept()
+                with other:
+                    other.settimeout(PATIENCE_S)
+                    assert other.recv(3, socket.MSG_WAITALL) == encode_datagram(b"4")
+                old.send(b"5")
+                assert peer.recv(3, socket.MSG_WAITALL) == encode_datagram(b"5")
