@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from enclavekit_core.errors import ConfigError, RemoteProtocolError
+from enclavekit_core.errors import ConfigError, InputError, RemoteProtocolError
 from enclavekit_pf_proxy import cli
 from enclavekit_pf_proxy.config import load_plan
 from enclavekit_pf_proxy.network import rtnetlink
-from enclavekit_pf_proxy.rules import iptables, nftables
-from enclavekit_pf_proxy.rules.divert import RuleSet, check_name
+from enclavekit_pf_proxy.rules import iptables, kernel, nftables
+from enclavekit_pf_proxy.rules.divert import Backend, RuleSet, check_name
 
 START = "import sys; from enclavekit_pf_proxy.cli import main; sys.exit(main())"
 HOST = """
@@ -231,6 +231,71 @@ cat refused
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("pf-proxy: cannot ") and done.stdout.count("\n") == 1
     assert (tmp_path / "once").read_text() != (tmp_path / "before").read_text()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nf_tables", "programs", "chosen"),
+    [
+        ("auto", True, ["nft", "iptables-restore"], "nft"),
+        ("auto", True, ["iptables-restore"], "iptables"),
+        ("auto", False, ["nft", "iptables-restore"], "iptables"),
+        ("auto", False, ["nft", "iptables-legacy-restore"], "iptables"),
+        ("auto", False, ["nft"], None),
+        ("auto", True, [], None),
+        ("iptables", True, ["nft", "iptables-restore"], "iptables"),
+        ("nft", False, ["nft"], "nft"),
+        ("nft", True, ["iptables-restore"], None),
+    ],
+)
+def test_the_language_is_the_kernels(wanted, nf_tables, programs, chosen, monkeypatch):
+    monkeypatch.setattr(kernel, "has_nf_tables", lambda: nf_tables)
+    monkeypatch.setattr(kernel, "_find", lambda program: program if program in programs else None)
+    if chosen is None:
+        with pytest.raises(InputError):
+            kernel.choose_backend(Backend(wanted))
+    else:
+        assert kernel.choose_backend(Backend(wanted)) is Backend(chosen)
+
+
+RELOADS = r"""
+import os, signal, subprocess, sys, time
+
+def state():
+    return subprocess.run(["nft", "-s", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+
+def eventually(condition):
+    while not condition(state()):
+        time.sleep(0.02)
+
+def write(divert):
+    with open("proxy.yaml", "w") as out:
+        out.write("listeners: [{mode: ip-to-vsock, listen: '0.0.0.0:18443', upstream: '16:8443'%s}]" % divert)
+
+write(", divert: {ports: [443]}")
+process = subprocess.Popen([*sys.argv[1:], "run", "proxy.yaml", "--print-address"], stdout=subprocess.PIPE)
+process.stdout.readline()
+assert "dport 443 redirect" in state()
+write(", divert: {ports: [80]}")
+process.send_signal(signal.SIGHUP)
+eventually(lambda said: "dport 80 redirect" in said)
+assert "443" not in state().replace("18443", "")
+write("")
+process.send_signal(signal.SIGHUP)
+eventually(lambda said: "redirect" not in said)
+assert process.poll() is None
+process.terminate()
+assert process.wait() == 0
+assert state() == ""
+"""
+
+
+@pytest.mark.root
+def test_a_reload_replaces_the_rules(tmp_path):
+    if os.geteuid() or not all(map(shutil.which, ("unshare", "nft"))):
+        pytest.skip("needs root, unshare and nft")
+    argv = ["unshare", "-n", sys.executable, "-c", RELOADS, sys.executable, "-c", START]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # rtnetlink: bytes as strace shows them of iproute2, little-endian; the tests run on such machines

@@ -263,6 +263,21 @@ def test_no_busy_session_gives_way(limits, accepted, monkeypatch):
         assert server.totals.accepted == 2
 
 
+def test_a_refused_session_is_not_tried_again_for_each_datagram(monkeypatch):
+    monkeypatch.setattr(frontend, "REFUSED_S", 1000.0)
+    with running(OUT) as server, client_of(server, 2) as (refused, other):
+        refused.send(b"x")
+        while not server.totals.refused:
+            pass
+        with Listener(HOST_END) as listener:
+            listener.socket.settimeout(PATIENCE_S)
+            for _ in range(50):
+                refused.send(b"x")
+            other.send(b"y")  # once this one comes through, those before it were looked at
+            listener.accept()[0].close()
+        assert (server.totals.accepted, server.totals.refused, server.totals.dropped) == (2, 1, 50)
+
+
 def test_longer_datagrams_than_allowed_are_dropped(accepted):
     limits = Limits(max_datagram_bytes=100)
     with running(replace(OUT, limits=limits)) as server, client_of(server) as client:

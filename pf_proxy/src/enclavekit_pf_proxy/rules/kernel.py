@@ -7,6 +7,7 @@ what those before it put in is taken out again.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -14,9 +15,10 @@ import struct
 import subprocess
 from collections.abc import Callable, Sequence
 
-from enclavekit_core.errors import EnclavekitError, InputError, describe_cause
+from enclavekit_core.errors import EnclavekitError, InputError, RemoteProtocolError, describe_cause
 from enclavekit_core.nftables import cause_of
 
+from enclavekit_pf_proxy.network import rtnetlink
 from enclavekit_pf_proxy.network.routing import add_mark_routing, ip_versions, remove_mark_routing
 from enclavekit_pf_proxy.rules import iptables, nftables
 from enclavekit_pf_proxy.rules.divert import Backend, RuleSet
@@ -26,7 +28,6 @@ SEARCH = "/usr/sbin:/sbin"  # where these programs are, and not every PATH leads
 NETLINK_NETFILTER = 12
 NFT_GETGEN = struct.Struct("=IHHIIBBH").pack(20, 10 << 8 | 16, 0x5, 1, 0, 0, 0, 0)
 """nlmsghdr and nfgenmsg: nf_tables' generation, which every kernel with it answers (nfnetlink.h, nf_tables.h)."""
-NLMSG_ERROR = 2
 
 
 class RulesError(EnclavekitError):
@@ -42,18 +43,17 @@ class RulesError(EnclavekitError):
 
 
 def has_nf_tables() -> bool:
-    """Say whether this kernel knows nf_tables, and lets us ask."""
+    """Say whether this kernel knows nf_tables; yes if it does not let us ask, so that nft says that."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as sock:
             sock.settimeout(TIMEOUT_S)
             sock.sendto(NFT_GETGEN, (0, 0))
-            answer = sock.recv(4096)
+            code = rtnetlink.decode_ack(sock.recv(4096))
     except OSError:
         return False
-    return len(answer) >= 6 and int.from_bytes(answer[4:6], "little" if _IS_LITTLE else "big") != NLMSG_ERROR
-
-
-_IS_LITTLE = struct.pack("=H", 1) == b"\1\0"
+    except RemoteProtocolError:
+        return True  # the generation itself
+    return code in (0, errno.EPERM)
 
 
 def choose_backend(wanted: Backend) -> Backend:
