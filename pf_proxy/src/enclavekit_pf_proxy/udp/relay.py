@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import RemoteProtocolError
 
-from enclavekit_pf_proxy.relay import close_socket
+from enclavekit_pf_proxy.relay import ENDING, close_socket
 from enclavekit_pf_proxy.wire.datagrams import MAX_DATAGRAM_BYTES, DatagramDecoder, encode_length
 
 STREAM_READ_BYTES = 64 * 1024
@@ -43,6 +43,7 @@ class DatagramRelay:
         "_max_bytes",
         "_pending",
         "_stream",
+        "_stream_ending",
         "_stream_side",
         "_want_write",
         "changed",
@@ -73,6 +74,8 @@ class DatagramRelay:
         self._want_write, self._max_bytes = want_write, max_bytes
         self._decoder = DatagramDecoder()
         self._pending = 0b11
+        self._stream_ending = False
+        """Whether an end was announced: a short read then does not mean that there is nothing more to read."""
         self.last_activity = now
         self.changed = self.closed = False
         self.half_closed = self.lingering = False  # a session has no half
@@ -94,8 +97,10 @@ class DatagramRelay:
 
     def notice(self, side: int, mask: int) -> None:
         """Take epoll's word about one side."""
-        if mask & (select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+        if mask & (select.EPOLLIN | ENDING):
             self._pending |= 1 << side
+            if mask & ENDING and side == self._stream_side:
+                self._stream_ending = True
         if mask & select.EPOLLOUT and side == self._stream_side:
             self._pending |= 2 >> side
 
@@ -103,10 +108,11 @@ class DatagramRelay:
         """Move what can be moved; return whether more could be moved at once."""
         before = self.flows[0].total + self.flows[1].total
         pending, self._pending = self._pending, 0
-        steps = {self._stream_side: self._from_stream, 1 - self._stream_side: self._from_datagrams}
         for side in (0, 1):
-            if pending >> side & 1 and not self.closed and steps[side]():
-                self._pending |= 1 << side
+            if pending >> side & 1 and not self.closed:
+                more = self._from_stream() if side == self._stream_side else self._from_datagrams()
+                if more:
+                    self._pending |= 1 << side
         if self.flows[0].total + self.flows[1].total != before:
             self.last_activity = now
         return self._pending != 0 and not self.closed
@@ -134,6 +140,8 @@ class DatagramRelay:
             self._deliver(data)
             if self.closed:
                 return False
+            if len(data) < STREAM_READ_BYTES and not self._stream_ending:
+                return False  # what comes later is an event of its own
         return True
 
     def _deliver(self, data: bytes) -> None:
