@@ -19,8 +19,16 @@ from enclavekit_pf_proxy.cid_list import CidList
 from enclavekit_pf_proxy.destinations import DestinationRules, parse_range
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.plan import NetworkPlan, Plan
-from enclavekit_pf_proxy.policy.model import parse_ports
-from enclavekit_pf_proxy.rules.divert import DEFAULT_NAME, Backend, Divert, Method, Origin, RuleSet, check_name
+from enclavekit_pf_proxy.rules.divert import (
+    DEFAULT_NAME,
+    Backend,
+    Divert,
+    Method,
+    Origin,
+    RuleSet,
+    check_name,
+    parse_port_range,
+)
 from enclavekit_pf_proxy.service import (
     LISTENS_ON_VSOCK,
     Endpoint,
@@ -230,9 +238,9 @@ def _to_divert(listener: ListenerConfig, listen: Endpoint, source: str) -> Diver
     method = given.method if given.method is not UNSET else Method.TPROXY if needs_tproxy else Method.REDIRECT
     try:
         networks, exceptions = (tuple(map(ip_network, texts)) for texts in (given.networks, given.exceptions))
+        ports = tuple(map(parse_port_range, given.ports))
     except ValueError as exc:
         raise ConfigError(source, "divert", str(exc)) from exc
-    ports = parse_ports(given.ports, "divert.ports", source)
     return Divert(listen.first, listener.protocol, method, frozenset(given.origins), networks, ports, exceptions)
 
 

@@ -95,7 +95,7 @@ def parse_policy(text: str | bytes, source: str) -> Policy:
         Rule(
             number,
             *_target(rule, f"allow[{number}]", source),
-            parse_ports(rule.ports, f"allow[{number}].ports", source),
+            _parse_ports(rule.ports, f"allow[{number}].ports", source),
             frozenset([rule.protocol]),
             rule.private_address,
             rule.absent_name,
@@ -113,7 +113,7 @@ def parse_policy(text: str | bytes, source: str) -> Policy:
         Rule(
             number,
             *_target(other, f"deny[{number}]", source),
-            parse_ports(other.ports, f"deny[{number}].ports", source) or ((0, MAX_PORT),),
+            _parse_ports(other.ports, f"deny[{number}].ports", source) or ((0, MAX_PORT),),
             frozenset([other.protocol] if other.protocol else ["tcp", "udp"]),
         )
         for number, other in enumerate(config.deny)
@@ -138,8 +138,7 @@ def _target(rule: AllowConfig | DenyConfig, where: str, source: str) -> tuple[st
     return None, network
 
 
-def parse_ports(ports: Ports, where: str, source: str) -> tuple[tuple[int, int], ...]:
-    """Return inclusive ranges. Raises ConfigError that names `source` and `where` in it."""
+def _parse_ports(ports: Ports, where: str, source: str) -> tuple[tuple[int, int], ...]:
     found = []
     for port in ports:
         first, dash, last = str(port).partition("-")
