@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 from enclavekit_pf_proxy.cid_list import CidList
 from enclavekit_pf_proxy.destinations import DestinationRules, parse_range
 from enclavekit_pf_proxy.limits import Limits
-from enclavekit_pf_proxy.plan import NetworkPlan, Plan
+from enclavekit_pf_proxy.plan import NetworkPlan, Plan, parse_status
 from enclavekit_pf_proxy.rules.divert import (
     DEFAULT_NAME,
     Backend,
@@ -153,6 +153,10 @@ class ProxyConfig(StrictConfig, frozen=True):
     rules: RulesConfig = RulesConfig()
     """About the rules of listeners with `divert`."""
     network: NetworkConfig | None = None
+    socket: str = ""
+    """Where `pf-proxy status` is answered, unix:///path; empty: a file of its own in the runtime directory."""
+    metrics_listen: str = ""
+    """Where metrics and health are served over HTTP, e.g. 127.0.0.1:9464; empty: on the socket only."""
 
 
 def load_plan(path: str, learn_path: str = "") -> Plan:
@@ -176,6 +180,7 @@ def load_plan(path: str, learn_path: str = "") -> Plan:
     dns = _to_dns_plan(config, gate, path)
     rules = _to_rules(config, services, dns, path)
     network = NetworkPlan(config.network.default_route) if config.network is not None else None
+    status = parse_status(config.socket, config.metrics_listen, path, by_default=True)
     plan = Plan(
         services,
         config.workers,
@@ -186,6 +191,7 @@ def load_plan(path: str, learn_path: str = "") -> Plan:
         config.rules.backend,
         config.rules.name,
         network,
+        status,
     )
     plan.check(path)
     return plan

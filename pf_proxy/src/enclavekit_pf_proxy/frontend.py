@@ -7,6 +7,7 @@ import errno
 import select
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,8 @@ from enclavekit_core.peers import Peer
 from enclavekit_core.streams import Listener
 
 from enclavekit_pf_proxy.connection import Connection
-from enclavekit_pf_proxy.relay import close_socket, prepare_socket
 from enclavekit_pf_proxy.service import Service
+from enclavekit_pf_proxy.sockets import close_socket, prepare_socket
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.server import Server
@@ -40,6 +41,17 @@ class Totals:
     bytes_down: int = 0
 
 
+def sum_totals(parts: Iterable[Totals]) -> Totals:
+    found = Totals()
+    for part in parts:
+        found.accepted += part.accepted
+        found.refused += part.refused
+        found.dropped += part.dropped
+        found.bytes_up += part.bytes_up
+        found.bytes_down += part.bytes_down
+    return found
+
+
 @dataclass(slots=True)
 class Occupancy:
     """Who has connections to one service, all its ports together."""
@@ -55,7 +67,7 @@ class Frontend:
     def __init__(self, server: Server, service: Service, listener: Listener, offset: int, occupancy: Occupancy) -> None:
         """`offset`: which port of the service's range it is. Takes over the listener."""
         self.server, self.service, self.listener, self.offset = server, service, listener, offset
-        self.totals: Totals = server.totals
+        self.totals = Totals()
         self.address = listener.bound_address
         self.port = getattr(self.address, "port", 0)
         upstream = str(service.upstream) if service.upstream is not None else "as asked"
@@ -110,10 +122,16 @@ class Frontend:
             self.server.loop.drop(self)
             self.listener.close()
 
-    def ended(self, connection: Connection, bytes_up: int, bytes_down: int) -> None:
+    def refused(self) -> None:
+        """One of its connections will be closed before it is relayed."""
+        self.totals.refused += 1
+
+    def ended(self, connection: Connection) -> None:
         """One of its connections has closed."""
+        bytes_up, bytes_down = connection.carried
         self.totals.bytes_up += bytes_up
         self.totals.bytes_down += bytes_down
+        self.totals.dropped += connection.dropped
         full = len(self._occupancy.connections) >= self._max_connections
         self._occupancy.connections.discard(connection)
         cid = connection.peer.cid
@@ -153,9 +171,8 @@ class Frontend:
                 self._turn_away(client, peer, f"its CID has {count} connections")
                 return
             self._occupancy.per_cid[peer.cid] = count + 1
-        connection = Connection(self, client, peer, self.server.next_number())
+        connection = Connection(self, client, peer, self.server.next_number(), now)
         self._occupancy.connections.add(connection)
-        self.log.debug("accepted", conn=f"{connection.number:016x}", peer=peer.text)
         connection.start(now)
 
     def _turn_away(self, client: socket.socket, peer: Peer, cause: str) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FDS_PER_CONNECTION = 2  # two sockets; pipes are borrowed while bulk data moves
-MAX_PIPES = 256  # of 256 KiB: 64 MiB, what an unprivileged user may have in pipes (pipe-user-pages-soft, pipe(7))
+LARGE_PIPES = 32  # of 1 MiB, and the others of 256 KiB:
+MAX_PIPES = 160  # 64 MiB, what an unprivileged user may have in pipes (pipe-user-pages-soft, pipe(7))
 RESERVED_FDS = 64 + 2 * MAX_PIPES  # listener, epoll, logs, resolver, connections that are just being made
 DEFAULT_MAX_CONNECTIONS = 1024
 

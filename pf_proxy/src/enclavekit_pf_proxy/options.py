@@ -11,7 +11,7 @@ from enclavekit_core.address import TcpAddress, VsockAddress, parse_cid
 from enclavekit_core.errors import ConfigError
 
 from enclavekit_pf_proxy.limits import Limits
-from enclavekit_pf_proxy.plan import MAX_WORKERS, Plan
+from enclavekit_pf_proxy.plan import MAX_WORKERS, Plan, parse_status
 from enclavekit_pf_proxy.service import (
     DIVERTED,
     LISTENS_ON_VSOCK,
@@ -149,6 +149,10 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         default=DEFAULTS.max_connections,
         help="connections at a time, further ones wait (default %(default)s)",
     )
+    parser.add_argument("--socket", metavar="PATH", default="", help="answer `pf-proxy status --socket PATH` (none)")
+    parser.add_argument(
+        "--metrics-listen", metavar="HOST:PORT", default="", help="serve metrics and health over HTTP there (none)"
+    )
     for flag, default, text in TIMEOUTS:
         parser.add_argument(
             f"--{flag}-timeout", type=float, metavar="S", default=default, help=f"{text} (default %(default)s)"
@@ -179,7 +183,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
     check_service(service, mode.value)
     if not 1 <= args.workers <= MAX_WORKERS:
         raise ConfigError("--workers", "", f"it is not from 1 to {MAX_WORKERS}")
-    plan = Plan([service], args.workers, args.drain_timeout)
+    status = parse_status(args.socket, args.metrics_listen, mode.value, by_default=False)
+    plan = Plan([service], args.workers, args.drain_timeout, status=status)
     plan.check(mode.value)
     return plan
 

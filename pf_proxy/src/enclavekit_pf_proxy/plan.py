@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from enclavekit_core.address import TcpAddress
+from enclavekit_core.address import TcpAddress, UnixAddress, parse_address
 from enclavekit_core.errors import ConfigError
 
 from enclavekit_pf_proxy.limits import Limits, descriptors_for
@@ -30,6 +30,21 @@ class NetworkPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class StatusPlan:
+    """Where the process can be asked about itself."""
+
+    socket: UnixAddress | None = None
+    by_default: bool = False
+    """At a socket in the runtime directory."""
+    metrics_listen: TcpAddress | None = None
+    """For metrics and health."""
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.by_default or self.socket is not None or self.metrics_listen is not None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     services: Sequence[Service]
     workers: int = 1
@@ -43,6 +58,7 @@ class Plan:
     rules_backend: Backend = Backend.AUTO
     rules_name: str = DEFAULT_NAME
     network: NetworkPlan | None = None
+    status: StatusPlan = StatusPlan()
 
     def check(self, source: str) -> None:
         """Raise ConfigError, which names `source`."""
@@ -80,3 +96,14 @@ def share(plan: Plan, service: Service) -> Limits:
         max_connections=-(-limits.max_connections // plan.workers),
         max_per_cid=-(-limits.max_per_cid // plan.workers),
     )
+
+
+def parse_status(socket: str, metrics_listen: str, source: str, *, by_default: bool) -> StatusPlan:
+    """Return what the texts ask for; empty ones ask for nothing, or for the default socket. Raises ConfigError."""
+    at = parse_address(socket, "unix") if socket else None
+    if at is not None and not isinstance(at, UnixAddress):
+        raise ConfigError(source, "socket", f"{socket!r} is not unix:///path")
+    metrics = parse_address(metrics_listen, "tcp") if metrics_listen else None
+    if metrics is not None and not isinstance(metrics, TcpAddress):
+        raise ConfigError(source, "metrics_listen", f"{metrics_listen!r} is not HOST:PORT")
+    return StatusPlan(at, by_default and at is None, metrics)

@@ -37,7 +37,7 @@ def add_rules_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
             action.add_argument(
                 "--backend", choices=("nft", "iptables"), help="in this language (default: CONFIG's, or the kernel's)"
             )
-    rules.set_defaults(mode=None, command=run_rules)
+    rules.set_defaults(command=run_rules)
 
 
 def run_rules(args: argparse.Namespace) -> int:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process that holds the listening sockets, and workers that serve them.
 
+It also answers for all of them: see `status`.
+
 A reload opens what is new, starts workers for the new plan and lets the old ones go on with the connections they have:
 no listening socket that stays is closed for a moment, so nobody who connects meanwhile is turned away. A plan that
 cannot be used leaves everything as it was. A worker that dies is replaced; when the supervisor dies, workers drain
@@ -12,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -19,13 +22,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from enclavekit_core.address import Address, TcpAddress, UnixAddress
-from enclavekit_core.errors import EnclavekitError
+from enclavekit_core.errors import EnclavekitError, describe_cause
 from enclavekit_core.logs import get_logger
 
 from enclavekit_pf_proxy.listeners import AnyListener, fit_listener, open_listener, takes_datagrams
+from enclavekit_pf_proxy.loop import Loop
 from enclavekit_pf_proxy.plan import Plan, share
 from enclavekit_pf_proxy.server import Opened, Server
 from enclavekit_pf_proxy.service import Service
+from enclavekit_pf_proxy.signals import Signals
+from enclavekit_pf_proxy.status.channel import Reporter, make_channel
+from enclavekit_pf_proxy.status.desk import Desk
+from enclavekit_pf_proxy.status.roster import Roster
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.resolver.service import DnsSockets
@@ -66,12 +74,17 @@ class Supervisor:
         self._dns_listen: TcpAddress | None = None
         self._fresh: list[Address] = []
         self._surroundings: Surroundings | None = None
+        self._loop = Loop()
+        self._roster = Roster(self._loop)
+        self._desk = Desk(self._loop, self._roster.ask)
+        self._signals: Signals | None = None
         self._plan = prepare(load())
 
     def run(self) -> int:
         """Serve. Raises TransportError if it cannot listen at the start."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
         try:
+            self._signals = Signals(self._loop, WATCHED, self._catch)
             self._open(self._plan)
             self._start_generation()
             while self._workers or self._missing:
@@ -85,24 +98,30 @@ class Supervisor:
                 self._dns.close()
             if self._surroundings is not None:
                 self._surroundings.remove()
+            self._desk.close()
+            self._roster.close()
+            if self._signals is not None:
+                self._signals.close()
+            self._loop.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return 0
 
     # signals and children
 
     def _wait(self) -> None:
-        now = time.monotonic()
-        timeout_s = max(0.0, min(self._missing.values(), default=now + 3600.0) - now)
-        caught = signal.sigtimedwait(WATCHED, timeout_s)
-        self._reap()
-        if caught is not None and caught.si_signo == signal.SIGHUP and not self._stopping:
-            self._reload()
-        elif caught is not None and caught.si_signo in (signal.SIGTERM, signal.SIGINT):
-            self._stop()
+        self._loop.run_round(min(self._missing.values(), default=None))
         for index, when in list(self._missing.items()):
             if when <= time.monotonic():
                 del self._missing[index]
                 self._fork(index)
+
+    def _catch(self, number: int) -> None:
+        if number == signal.SIGCHLD:
+            self._reap()
+        elif number == signal.SIGHUP and not self._stopping:
+            self._reload()
+        elif number in (signal.SIGTERM, signal.SIGINT):
+            self._stop()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -165,6 +184,7 @@ class Supervisor:
             raise
         try:
             self._open_dns(plan)
+            self._desk.open(plan.status)
         except EnclavekitError:
             for listener in opened.values():
                 listener.close()
@@ -212,20 +232,42 @@ class Supervisor:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            ours, theirs = make_channel()
+        except OSError as exc:
+            self._start_later(index, exc)
+            return
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            ours.close()
+            theirs.close()
+            self._start_later(index, exc)
+            return
         if pid:
+            theirs.close()
+            self._roster.add(ours)
             self._workers[pid] = Worker(index, time.monotonic(), self._generation)
             return
         status = 70
         try:
-            status = self._work(index, parent)
+            ours.close()
+            status = self._work(index, parent, theirs)
         except BaseException as exc:  # nothing may run on into the supervisor's code
             self._log.error("worker failed", worker=index, cause=repr(exc))
         finally:
             os._exit(status)
 
-    def _work(self, index: int, parent: int) -> int:
+    def _start_later(self, index: int, exc: OSError) -> None:
+        self._log.error("cannot start worker", worker=index, cause=describe_cause(exc))
+        self._missing[index] = time.monotonic() + RESTART_S
+
+    def _work(self, index: int, parent: int, channel: socket.socket) -> int:
         """The life of a worker."""
+        for inherited in (self._desk, self._roster, self._signals):
+            if inherited is not None:
+                inherited.give_up()
+        self._loop.close()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             return 0  # it died before we could ask to be told
@@ -244,6 +286,7 @@ class Supervisor:
         if self._surroundings is not None:
             self._surroundings.leave()
         server = Server(opened, self._plan.drain_timeout_s, mark=self._plan.mark)
+        Reporter(server, channel)
         if self._dns is not None:
             _serve_dns(server, self._dns, self._plan)
         for number in (signal.SIGTERM, signal.SIGINT):

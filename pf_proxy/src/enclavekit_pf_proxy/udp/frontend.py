@@ -123,12 +123,12 @@ class DatagramFrontend(Frontend):
         self._limit_buffer(sock)
         self.totals.accepted += 1
         peer = Peer(None, f"udp://{key[0].host}:{key[0].port}")
-        session = Connection(self, sock, peer, self.server.next_number())
+        first = encode_datagram(arrival.data)
+        session = Connection(self, sock, peer, self.server.next_number(), now, first)
         self._sessions[key], self._keys[session] = session, key
         self._per_source[key[0].host] += 1
         self._occupancy.connections.add(session)
-        self.log.debug("accepted", conn=f"{session.number:016x}", peer=peer.text)
-        session.start(now, encode_datagram(arrival.data))
+        session.start(now)
         self._strays += others
 
     def _limit_buffer(self, sock: socket.socket) -> None:
@@ -140,7 +140,7 @@ class DatagramFrontend(Frontend):
         while len(self._refused) > MAX_REFUSED:
             self._refused.popitem(last=False)
 
-    def ended(self, connection: Connection, bytes_up: int, bytes_down: int) -> None:
+    def ended(self, connection: Connection) -> None:
         key = self._keys.pop(connection)
         del self._sessions[key]
         self._per_source[key[0].host] -= 1
@@ -149,4 +149,4 @@ class DatagramFrontend(Frontend):
             self._crowded.pop(key[0].host, None)
         if connection.quiet_since is None:  # nothing was ever relayed
             self._note_refused(key, self.server.now())
-        super().ended(connection, bytes_up, bytes_down)
+        super().ended(connection)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from enclavekit_core.address import TcpAddress
 from enclavekit_core.errors import RemoteProtocolError
+from enclavekit_core.proxy_protocol import MAX_V2_BYTES, Proxied, decode_proxied
 
 from enclavekit_pf_proxy.wire import request
 from enclavekit_pf_proxy.wire.destination import decode_destination
-from enclavekit_pf_proxy.wire.proxy_protocol import MAX_V2_BYTES, Proxied, decode_proxied
 from enclavekit_pf_proxy.wire.request import Protocol
 
 # bytes are fed as they come from the socket: the longest headers, and as much of the stream behind them
@@ -55,7 +55,7 @@ class OpeningDecoder:
             self._proxied, used = found
             self._data = self._data[used:]
         if not self._expects_destination:
-            return Opening(proxied=self._proxied, rest=self._data)
+            return Opening(proxied=self._proxied, connection_id=self._given_id(), rest=self._data)
         if not self._data:
             return None
         return self._decode_request() if self._data[0] == request.MARKER else self._decode_destination()
@@ -69,7 +69,10 @@ class OpeningDecoder:
         if found is None:
             return None
         destination, used = found
-        return Opening(proxied=self._proxied, destination=destination, rest=self._data[used:])
+        return Opening(self._proxied, destination, connection_id=self._given_id(), rest=self._data[used:])
+
+    def _given_id(self) -> int | None:
+        return self._proxied.connection_id if self._proxied is not None else None
 
     def _decode_request(self) -> Opening | None:
         self.wants_reply = True

@@ -17,7 +17,9 @@ from enclavekit_core.runtime_config import Setting, check_schema
 from msgspec import Meta
 
 from enclavekit_rbuilds.app.image_config import Overrides
+from enclavekit_rbuilds.manifest.attestation import Attestation, check_attestation
 from enclavekit_rbuilds.manifest.clients import USUAL_VERBS, Control, Fence
+from enclavekit_rbuilds.manifest.control import ControlSocket
 from enclavekit_rbuilds.manifest.logs import Logs, check_logs
 
 FILE_NAME = "enclave.yaml"
@@ -157,7 +159,9 @@ class Manifest(StrictConfig, frozen=True):
     ] = None
     network: Network = Network()
     clients: list[ClientEntry] = []
+    attestation: Attestation = Attestation()
     logs: Logs = Logs()
+    control: ControlSocket = ControlSocket()
     resources: Resources = Resources()
     runtime_config: Annotated[
         dict[str, Setting],
@@ -202,6 +206,7 @@ def check_manifest(manifest: Manifest, source: str) -> Manifest:
         raise ConfigError(source, "kernel", "source: file needs a path")
     if kernel.source == "debian" and kernel.path is not None:
         raise ConfigError(source, "kernel", "a path needs source: file, blobs or made")
+    check_attestation(manifest.attestation, source)
     check_logs(manifest.logs, source)
     check_schema(manifest.runtime_config, source, "runtime_config.")
     return manifest
@@ -218,6 +223,7 @@ def resolve_paths(manifest: Manifest, folder: str) -> Manifest:
         manifest,
         app=manifest.app and absolute(manifest.app, "dockerfile", "archive", "rootfs", "context"),
         clients=[absolute(client, "certificate") for client in manifest.clients],
+        attestation=absolute(manifest.attestation, "client_ca"),
         kernel=absolute(manifest.kernel, "path"),
         signing=manifest.signing and absolute(manifest.signing, "key", "certificate"),
     )

@@ -77,13 +77,19 @@ class NetworkPlan:
         return (json.dumps(self.table(), indent=2) + "\n").encode()
 
 
-def plan_network(network: Network, services: Collection[str], source: str) -> NetworkPlan:
-    """Return what the image needs for `network`. Raises ConfigError, which names `source`."""
+def plan_network(
+    network: Network, services: Collection[str], source: str, proxied_port: int | None = None
+) -> NetworkPlan:
+    """Return what the image needs for `network`. Raises ConfigError, which names `source`.
+
+    Args:
+        proxied_port: where the attestation server takes connections of proxies.
+    """
     for number, one in enumerate(network.egress):
         if one.protocol != "tcp":
             raise ConfigError(source, f"network.egress[{number}].protocol", "udp is not there yet: egress is TCP only")
     egress = _plan_egress(network.egress, source)
-    ingress = _plan_ingress(network.ingress, services, source)
+    ingress = _plan_ingress(network.ingress, services, source, proxied_port)
     mode = _mode(network, source)
     units = _egress_units(egress)
     for number, other in enumerate(ingress, 1):
@@ -153,12 +159,16 @@ def _plan_egress(rules: Sequence[EgressRule], source: str) -> tuple[Egress, ...]
     return tuple(planned)
 
 
-def _plan_ingress(rules: Sequence[IngressRule], services: Collection[str], source: str) -> tuple[Ingress, ...]:
+def _plan_ingress(
+    rules: Sequence[IngressRule], services: Collection[str], source: str, proxied_port: int | None
+) -> tuple[Ingress, ...]:
     owners = {CONTROL_PORT: "the control channel"}
     if "pipeline" in services:
         owners[PIPELINE_PORT] = "the pipeline"
     if "attestation" in services:
         owners[ATTESTATION_PORT] = "the attestation server"
+        if proxied_port is not None:
+            owners[proxied_port] = "attestation.proxied_port"
     planned: list[Ingress] = []
     for number, rule in enumerate(rules):
         vsock_port = rule.port if rule.vsock_port is None else rule.vsock_port

@@ -17,6 +17,7 @@ from importlib import metadata, resources
 from typing import Any
 
 import msgspec
+from enclavekit_core.errors import InputError
 from enclavekit_core.runtime_config import SCHEMA_PATH, Schema
 
 from enclavekit_rbuilds.app.accounts import Account, resolve_user
@@ -33,8 +34,10 @@ from enclavekit_rbuilds.image.ramdisk import RECIPE as PACKING
 from enclavekit_rbuilds.image.ramdisk import AppFile, RamdiskFile, pack_app
 from enclavekit_rbuilds.init_c.image import init_files
 from enclavekit_rbuilds.kernel.sources import fit_compression
+from enclavekit_rbuilds.manifest.attestation import File
 from enclavekit_rbuilds.manifest.clients import Client, render_clients
-from enclavekit_rbuilds.manifest.logs import PATH as LOGS_PATH
+from enclavekit_rbuilds.manifest.control import ControlGrant, render_control
+from enclavekit_rbuilds.manifest.logs import PATH as INIT_PATH
 from enclavekit_rbuilds.manifest.network import TABLE_PATH, NetworkPlan, merge_hosts
 from enclavekit_rbuilds.plan.source import Source, hash_file
 from enclavekit_rbuilds.plan.steps import Job, Product, Step
@@ -73,9 +76,13 @@ class AppRequest:
     services: frozenset[str]
     network: NetworkPlan
     runtime_config: Schema = field(default_factory=dict)
-    logs: bytes = b""
-    """A file for PID 1; empty: none."""
     """What the values of a deployment may be; empty: it takes none."""
+    attestation: tuple[File, ...] = ()
+    """Files for the attestation server."""
+    logs: bytes = b""
+    """Of a file for PID 1; empty: none."""
+    control: tuple[ControlGrant, ...] = ()
+    """Of the same file."""
     keep_owners: bool = False
     """Of a directory: files keep the uid and gid that they have on disk."""
     init: str = "python"
@@ -131,7 +138,9 @@ def facts_of(request: AppRequest) -> tuple[str, ...]:
         " ".join(sorted(request.services)),
         msgspec.json.encode([request.network.table(), request.network.units, request.network.hosts]).decode(),
         msgspec.json.encode(request.runtime_config, order="sorted").decode(),
+        msgspec.json.encode(request.attestation).decode(),
         request.logs.decode(),
+        msgspec.json.encode(request.control).decode(),
         request.init,
         own_code_digest(),
         metadata.version("zstandard"),
@@ -169,8 +178,10 @@ def _make_app(work: str, source: Source, request: AppRequest, progress: Progress
     if request.init == "c":
         files = init_files(tree, config, account)
     else:
-        unit = make_unit(tree, config, account, takes_values=bool(request.runtime_config))
-        files = app_files(unit, request, account)
+        unit = make_unit(
+            tree, config, account, takes_values=bool(request.runtime_config), has_control=bool(request.control)
+        )
+        files = app_files(unit, request, account, request.logs + render_control(resolve_grants(tree, request.control)))
     if request.network.hosts:
         add_hosts(tree, request.network, scratch)
     ramdisk = pack_app(tree, files, os.path.join(work, "ramdisk"), request.compression)
@@ -248,7 +259,19 @@ def add_hosts(tree: AppTree, network: NetworkPlan, scratch: str) -> None:
         tree.place((b"etc", name), Inode(stat.S_IFREG | 0o644, content=Content(path, 0, len(text))))
 
 
-def app_files(unit: str, request: AppRequest, account: Account) -> Sequence[AppFile]:
+def resolve_grants(tree: AppTree, grants: Sequence[ControlGrant]) -> list[tuple[int, ControlGrant]]:
+    """Return each with the uid of its user. Raises InputError for one that is unknown, root or there twice."""
+    found: dict[int, ControlGrant] = {}
+    for grant in grants:
+        uid = resolve_user(tree, grant.user).uid
+        if uid == 0 or uid in found:
+            reason = "root may ask for everything" if uid == 0 else "it is there twice"
+            raise InputError("grant control to", grant.user, reason)
+        found[uid] = grant
+    return list(found.items())
+
+
+def app_files(unit: str, request: AppRequest, account: Account, for_init: bytes) -> Sequence[AppFile]:
     """Return what ramdisk 1 holds beside the app's root; /data belongs to the app, which keeps its state there."""
     files = [
         AppFile(b"data", None, uid=account.uid, gid=account.gid),
@@ -256,12 +279,14 @@ def app_files(unit: str, request: AppRequest, account: Account) -> Sequence[AppF
     ]
     if request.clients:
         files.append(AppFile(CLIENTS_PATH, render_clients(request.clients)))
-    elif "pipeline" in request.services:  # no list, no listener: a unit that fails would only fill the log
+    # nobody who may enter, no listener: a unit that fails would only fill the log
+    if "pipeline" in request.services and not any(client.allow for client in request.clients):
         files.append(AppFile(LISTENER_PATH, (units()["pipeline.service"] + "ServiceEnable = false\n").encode()))
     if any(client.control for client in request.clients):
         files.append(AppFile(GATEWAY_UNIT_PATH, GATEWAY_UNIT))
-    if request.logs:
-        files.append(AppFile(LOGS_PATH, request.logs))
+    files += [AppFile(path.encode(), content) for path, content in request.attestation]
+    if for_init:
+        files.append(AppFile(INIT_PATH, for_init))
     if request.runtime_config:
         schema = msgspec.json.format(msgspec.json.encode(request.runtime_config, order="sorted"), indent=2)
         files.append(AppFile(SCHEMA_PATH.lstrip("/").encode(), schema + b"\n"))
