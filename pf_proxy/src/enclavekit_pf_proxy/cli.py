@@ -16,8 +16,6 @@ from enclavekit_pf_proxy.rules_command import add_rules_parser
 from enclavekit_pf_proxy.service import Mode
 
 if TYPE_CHECKING:
-    from enclavekit_core.address import Address
-
     from enclavekit_pf_proxy.plan import Plan
     from enclavekit_pf_proxy.server import Server
 
@@ -166,7 +164,7 @@ def run_config(args: argparse.Namespace) -> int:
     return _supervise(lambda: load_plan(args.config, args.insecure_learn), _printer(args.print_address))
 
 
-def _supervise(load: Callable[[], Plan], announce: Callable[[Address], None]) -> int:
+def _supervise(load: Callable[[], Plan], announce: Callable[[str], None]) -> int:
     from enclavekit_core.logs import configure
 
     from enclavekit_pf_proxy.supervisor import Supervisor
@@ -176,10 +174,10 @@ def _supervise(load: Callable[[], Plan], announce: Callable[[Address], None]) ->
     return supervisor.run()
 
 
-def _serve_alone(plan: Plan, announce: Callable[[Address], None]) -> int:
+def _serve_alone(plan: Plan, announce: Callable[[str], None]) -> int:
     from enclavekit_core.logs import configure, get_logger
 
-    from enclavekit_pf_proxy.listeners import AnyListener, fit_listener, open_listener
+    from enclavekit_pf_proxy.listeners import AnyListener, describe_listener, fit_listener, open_listener
     from enclavekit_pf_proxy.server import Server
 
     service = plan.services[0]
@@ -198,10 +196,10 @@ def _serve_alone(plan: Plan, announce: Callable[[Address], None]) -> int:
     try:
         if plan.status.is_wanted:
             _answer_for(server, plan)
-        for address in server.addresses:
+        for address in map(describe_listener, listeners):
             get_logger("pf-proxy").info(
                 "listening",
-                listen=str(address),
+                listen=address,
                 upstream=str(service.upstream or "as asked"),
                 max_connections=service.limits.max_connections,
             )
@@ -227,8 +225,8 @@ def _answer_for(server: Server, plan: Plan) -> None:
         raise
 
 
-def _printer(wanted: bool) -> Callable[[Address], None]:
-    def announce(address: Address) -> None:
+def _printer(wanted: bool) -> Callable[[str], None]:
+    def announce(address: str) -> None:
         if wanted:
             print(address, flush=True)
 

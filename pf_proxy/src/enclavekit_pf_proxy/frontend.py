@@ -17,6 +17,7 @@ from enclavekit_core.peers import Peer
 from enclavekit_core.streams import Listener
 
 from enclavekit_pf_proxy.connection import Connection
+from enclavekit_pf_proxy.listeners import describe_listener
 from enclavekit_pf_proxy.service import Service
 from enclavekit_pf_proxy.sockets import close_socket, prepare_socket
 
@@ -71,7 +72,9 @@ class Frontend:
         self.address = listener.bound_address
         self.port = getattr(self.address, "port", 0)
         upstream = str(service.upstream) if service.upstream is not None else "as asked"
-        self.log = get_logger("pf-proxy").bind(listen=str(self.address), upstream=upstream)
+        self.listen = describe_listener(listener)
+        """The address, for people and logs."""
+        self.log = get_logger("pf-proxy").bind(listen=self.listen, upstream=upstream)
         if service.name:
             self.log = self.log.bind(service=service.name)
         self._occupancy = occupancy

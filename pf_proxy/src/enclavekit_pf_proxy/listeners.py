@@ -15,6 +15,13 @@ from enclavekit_pf_proxy.wire.request import Protocol
 AnyListener = Listener | DatagramListener
 
 
+def describe_listener(listener: AnyListener) -> str:
+    """Return where it listens, for people and logs: a TCP and a UDP socket may be at one address."""
+    if isinstance(listener, DatagramListener):
+        return str(listener.bound_address).replace("tcp://", "udp://", 1)
+    return str(listener.bound_address)
+
+
 def takes_datagrams(service: Service) -> bool:
     """Say whether UDP comes in; a service that listens on vsock gets streams of datagrams."""
     return service.protocol is Protocol.UDP and service.mode not in LISTENS_ON_VSOCK

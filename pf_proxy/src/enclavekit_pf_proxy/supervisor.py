@@ -25,7 +25,7 @@ from enclavekit_core.address import Address, TcpAddress, UnixAddress
 from enclavekit_core.errors import EnclavekitError, describe_cause
 from enclavekit_core.logs import get_logger
 
-from enclavekit_pf_proxy.listeners import AnyListener, fit_listener, open_listener, takes_datagrams
+from enclavekit_pf_proxy.listeners import AnyListener, describe_listener, fit_listener, open_listener, takes_datagrams
 from enclavekit_pf_proxy.loop import Loop
 from enclavekit_pf_proxy.plan import Plan, share
 from enclavekit_pf_proxy.server import Opened, Server
@@ -59,7 +59,7 @@ class Worker:
 class Supervisor:
     """`run` returns after SIGTERM or SIGINT."""
 
-    def __init__(self, load: Callable[[], Plan], prepare: Callable[[Plan], Plan], announce: Callable[[Address], None]):
+    def __init__(self, load: Callable[[], Plan], prepare: Callable[[Plan], Plan], announce: Callable[[str], None]):
         """`load` gives the plan, now and at each reload; `prepare` fits it to the process (descriptors); `announce` is
         told of each address once it is listened on.
         """
@@ -72,7 +72,7 @@ class Supervisor:
         self._stopping = False
         self._dns: DnsSockets | None = None
         self._dns_listen: TcpAddress | None = None
-        self._fresh: list[Address] = []
+        self._fresh: list[str] = []
         self._surroundings: Surroundings | None = None
         self._loop = Loop()
         self._roster = Roster(self._loop)
@@ -194,7 +194,7 @@ class Supervisor:
         for key in [key for key in self._listeners if key[0] not in wanted]:
             self._listeners.pop(key).close()
         self._listeners.update(opened)
-        self._fresh = [listener.bound_address for key, listener in opened.items() if key[1] == 0]
+        self._fresh = [describe_listener(listener) for key, listener in opened.items() if key[1] == 0]
 
     def _surround(self, plan: Plan) -> None:
         """Have routes and rules as `plan` wants them."""
@@ -225,7 +225,7 @@ class Supervisor:
         for index in range(self._plan.workers):
             self._fork(index)
         for address in self._fresh:
-            self._log.info("listening", listen=str(address))
+            self._log.info("listening", listen=address)
             self._announce(address)
 
     def _fork(self, index: int) -> None:
