@@ -16,6 +16,7 @@ from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.listeners import fit_listener, open_listener
 from enclavekit_pf_proxy.server import Server
 from enclavekit_pf_proxy.service import Endpoint, Mode, Service
+from enclavekit_pf_proxy.status.describe import describe
 from enclavekit_pf_proxy.udp import frontend
 from enclavekit_pf_proxy.wire.datagrams import MAX_DATAGRAM_BYTES, DatagramDecoder, encode_datagram
 from enclavekit_pf_proxy.wire.request import REPLY, Protocol, Request, Status, decode_reply, encode_request
@@ -276,6 +277,8 @@ def test_a_refused_session_is_not_tried_again_for_each_datagram(monkeypatch):
             other.send(b"y")  # once this one comes through, those before it were looked at
             listener.accept()[0].close()
         assert (server.totals.accepted, server.totals.refused, server.totals.dropped) == (2, 1, 50)
+        (said,) = describe(server, with_connections=False).listeners
+        assert (said.dropped, said.listen) == (50, f"udp://127.0.0.1:{server.addresses[0].port}")
 
 
 def test_longer_datagrams_than_allowed_are_dropped(accepted):
