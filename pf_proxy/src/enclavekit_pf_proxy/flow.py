@@ -169,9 +169,11 @@ class Flow:
             if not self._buffered:
                 self.give_up_pipe()
                 return True
-        elif state is State.OPEN or state is State.DISCARDING:
+        elif (state is State.OPEN or state is State.DISCARDING) and self._buffered < LARGE_PIPE_BYTES:
+            # a pipe's size counts pages, of which several may be one buffer: it could hold eight times as much
+            room = LARGE_PIPE_BYTES - self._buffered
             try:
-                filled = os.splice(self.source.fileno(), self._pipe[1], LARGE_PIPE_BYTES, flags=SPLICE_FLAGS)
+                filled = os.splice(self.source.fileno(), self._pipe[1], room, flags=SPLICE_FLAGS)
             except BlockingIOError:
                 # nothing to read, or the pipe is full; in the latter case emptying it makes room or waits for the sink
                 pass
