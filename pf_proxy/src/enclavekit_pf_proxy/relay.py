@@ -141,23 +141,25 @@ class Relay:
     def _let_move(self, number: int, flow: Flow) -> bool:
         """Let one flow move for as long as it can, or its share lasts; return whether it could go on."""
         states = self._rules.states
-        more, enough = True, flow.total + TURN_BYTES
-        for _ in range(MAX_ROUNDS):
-            try:
-                outcome = flow.move(states[number])
-            except NotAllowed:
-                self.close(reset=True)
-                return False
-            if outcome is True:
-                if flow.total >= enough:
+        try:
+            outcome = flow.move(states[number])
+            if outcome is False and not flow.sink_full:
+                return False  # a message, as a rule
+            more, rounds, enough = True, 0, flow.total + TURN_BYTES
+            while True:
+                if outcome is False:
+                    more = False
                     break
-                continue
-            if outcome is False:
-                more = False
-                break
-            self._apply(number, outcome)
-            if self.closed:
-                return False
+                if outcome is not True:
+                    self._apply(number, outcome)
+                    if self.closed:
+                        return False
+                elif (rounds := rounds + 1) >= MAX_ROUNDS or flow.total >= enough:
+                    break
+                outcome = flow.move(states[number])
+        except NotAllowed:
+            self.close(reset=True)
+            return False
         if flow.sink_full:
             flow.sink_full = False
             self._want_write(1 - number)
