@@ -112,8 +112,8 @@ def test_one_address_per_host_and_the_units_are_what_the_init_accepts() -> None:
         ("a.test", 443, "127.0.0.2"), ("b.test", 443, "127.0.0.3"), ("b.test", 80, "127.0.0.3"),
         ("192.0.2.7", 1, "192.0.2.7"), ("2001:db8::7", 2, "2001:db8::7"),
     }  # fmt: skip
-    units = pytest.importorskip("enclavekit_enclave_init.units", reason="enclave_init is not installed")
-    ordering = pytest.importorskip("enclavekit_enclave_init.ordering", reason="enclave_init is not installed")
+    units = pytest.importorskip("enclavekit_enclave_init.units.unit", reason="enclave_init is not installed")
+    ordering = pytest.importorskip("enclavekit_enclave_init.units.ordering", reason="enclave_init is not installed")
     parsed = [units.parse_unit(name.removesuffix(".service"), text, name) for name, text in made.units.items()]
     started = ordering.plan_start([*parsed, units.Unit("app", ("/bin/app",))])
     assert started.notes == ()
@@ -129,7 +129,7 @@ def test_one_address_per_host_and_the_units_are_what_the_init_accepts() -> None:
 def test_every_unit_calls_what_its_program_accepts() -> None:
     cli = pytest.importorskip("enclavekit_pf_proxy.cli", reason="pf_proxy is not installed")
     loopback = pytest.importorskip("enclavekit_pf_proxy.loopback", reason="pf_proxy is not installed")
-    units = pytest.importorskip("enclavekit_enclave_init.units", reason="enclave_init is not installed")
+    units = pytest.importorskip("enclavekit_enclave_init.units.unit", reason="enclave_init is not installed")
     made = plan(("b.test", 443), ("192.0.2.7", 1), ("2001:db8::7", 2), ingress=((8080, 1),))
     for name, text in made.units.items():
         argv = list(units.parse_unit("x", text, name).argv)
