@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from enclavekit_core.address import MAX_TCP_PORT, TcpAddress
 from enclavekit_core.errors import ConfigError
+from enclavekit_core.ip_addresses import IpNetwork
 
-from enclavekit_pf_proxy.destinations import IpNetwork
 from enclavekit_pf_proxy.wire.request import Protocol
 
 DEFAULT_NAME = "pf_proxy"
