@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,3 +139,14 @@ def enclave(request, shell, notes):
     running = start_enclave(shell, notes, machine=request.param)
     yield running
     shell.run("nitro-emu", "terminate-enclave", "--enclave-id", running.id)
+
+
+@contextmanager
+def forwarded(shell: Shell, cid: int, port: int = 8443, *flags: str) -> Iterator[str]:
+    """A free local port that leads to the enclave's port; yields HOST:PORT."""
+    argv = ["pf-proxy", "ip-to-vsock", "-i", "127.0.0.1:0", "-v", f"{cid}:{port}", "--print-address", *flags]
+    with subprocess.Popen(argv, cwd=shell.directory, env=shell.environment, stdout=subprocess.PIPE, text=True) as proxy:
+        try:
+            yield proxy.stdout.readline().strip().removeprefix("tcp://")
+        finally:
+            proxy.terminate()

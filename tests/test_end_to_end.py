@@ -7,26 +7,14 @@ import json
 import os
 import secrets
 import subprocess
-from contextlib import contextmanager
 
 import pytest
 
-from .conftest import NOTES, start_enclave
+from .conftest import NOTES, forwarded, start_enclave
 
 pytestmark = pytest.mark.xdist_group("enclave")  # one image and one enclave for all of them
 
 DATA = secrets.token_bytes(300_000)
-
-
-@contextmanager
-def forwarded(shell, cid, port=8443):
-    """A free local port that leads to the enclave's port; yields HOST:PORT."""
-    argv = ["pf-proxy", "ip-to-vsock", "-i", "127.0.0.1:0", "-v", f"{cid}:{port}", "--print-address"]
-    with subprocess.Popen(argv, cwd=shell.directory, env=shell.environment, stdout=subprocess.PIPE, text=True) as proxy:
-        try:
-            yield proxy.stdout.readline().strip().removeprefix("tcp://")
-        finally:
-            proxy.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +132,15 @@ def test_client_talks_to_the_enclave_only_when_it_proves_itself(shell, enclave, 
     verdict = shell.json(*verify, "--insecure-dev-root", enclave.dev_root, "--json")
     assert (verdict["measurement_set"], verdict["nonce_checked"]) == ("notes", True)
     shell.refusal(*verify, expect=12)
+    # the same evidence, a little older, is in the TLS certificate: of a handshake, and in a file of what openssl says
+    while shell.run(*verify, "--ra-tls", expect=None).returncode == 3:
+        pass  # a server that has just started has none in it yet
+    in_certificate = shell.json(*verify, "--ra-tls", "--insecure-dev-root", enclave.dev_root, "--json")
+    assert in_certificate["binding"] == verdict["binding"]
+    handshake = ["openssl", "s_client", "-connect", ra.removeprefix("https://"), "-showcerts"]
+    (shell.directory / "handshake.txt").write_bytes(shell.run(*handshake, stdin=b"").stdout)
+    from_file = ["attest", "verify", "--ra-tls", "handshake.txt", *verify[4:], "--insecure-dev-root", enclave.dev_root]
+    assert shell.json(*from_file, "--json")["binding"] == verdict["binding"]
 
     text = mine.read_text()
     other = shell.directory / "other.policy.yaml"

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from enclavekit_core.address import CID_ANY, CID_PARENT, TcpAddress, VsockAddress
 from enclavekit_core.errors import TransportError
+from enclavekit_core.proxy_protocol import Proxied, decode_proxied, encode_v1, encode_v2
 from enclavekit_core.streams import Listener, connect
 from enclavekit_pf_proxy import target
 from enclavekit_pf_proxy.destinations import DestinationRules, parse_range
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.server import Server
 from enclavekit_pf_proxy.service import Endpoint, Header, Mode, Service
-from enclavekit_pf_proxy.wire.proxy_protocol import Proxied, decode_proxied, encode_v1, encode_v2
 from enclavekit_pf_proxy.wire.request import REPLY, Request, Status, decode_reply, decode_request, encode_request
 
 PATIENCE_S = 20.0

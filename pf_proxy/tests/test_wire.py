@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 from enclavekit_core.address import TcpAddress
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
-from enclavekit_pf_proxy.wire.destination import decode_destination, encode_destination
-from enclavekit_pf_proxy.wire.opening import MAX_OPENING_BYTES, Opening, OpeningDecoder
-from enclavekit_pf_proxy.wire.proxy_protocol import (
+from enclavekit_core.proxy_protocol import (
     MAX_V1_BYTES,
     SIGNATURE,
     Proxied,
@@ -17,6 +15,8 @@ from enclavekit_pf_proxy.wire.proxy_protocol import (
     encode_v1,
     encode_v2,
 )
+from enclavekit_pf_proxy.wire.destination import decode_destination, encode_destination
+from enclavekit_pf_proxy.wire.opening import MAX_OPENING_BYTES, Opening, OpeningDecoder
 from enclavekit_pf_proxy.wire.request import (
     Request,
     Status,

@@ -8,7 +8,7 @@ import ssl
 
 import pytest
 from aiohttp import web
-from enclavekit_ra_web_srv import http_shell, messages
+from enclavekit_ra_web_srv import answers, asked, http_shell
 from enclavekit_ra_web_srv.metrics import HttpCounters
 from enclavekit_ra_web_srv.routes import Route
 from enclavekit_ra_web_srv.server import start_runner
@@ -86,9 +86,9 @@ class Slow:
 
     async def __aenter__(self):
         async def handle(ask):
-            return messages.Error("reached")
+            return answers.Error("reached")
 
-        route = Route("POST", "/generate", handle, {}, body=messages.GenerateBody)
+        route = Route("POST", "/generate", handle, {}, body=asked.GenerateBody)
         shell = http_shell.HttpShell([route], HttpCounters(), client_certificates=False)
         self.runner = await start_runner(shell.application())
         listener = socket.create_server(("127.0.0.1", 0))

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts that decide, without a server around them."""
 
+import dataclasses
 import json
+import threading
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ecvrf import SUITES
 from enclavekit_core.errors import ConfigError, InputError
 from enclavekit_ra_web_srv import requests
+from enclavekit_ra_web_srv.asked import DocumentQuery, GenerateBody
 from enclavekit_ra_web_srv.claims import MAX_USER_DATA_BYTES, encode_alpha, encode_file_claim
 from enclavekit_ra_web_srv.fair_queue import ClientFullError, FairQueue, QueueFullError
 from enclavekit_ra_web_srv.handlers.evidence import point_to_key
-from enclavekit_ra_web_srv.messages import DocumentQuery, GenerateBody
 from enclavekit_ra_web_srv.paths import PathRefusedError, confine, parse_roots
 from enclavekit_ra_web_srv.vrf_key import NAMES_OF_RUST, VrfKey
 from hypothesis import given
@@ -106,7 +108,7 @@ def test_accepts_cbor(accept, expected):
 
 
 @pytest.mark.parametrize("name", sorted([*SUITES, *NAMES_OF_RUST, "SECT163K1_SHA256_TAI", ""]))
-def test_every_suite_that_is_offered_works(name):
+async def test_every_suite_that_is_offered_works(name):
     suite = SUITES.get(NAMES_OF_RUST.get(name, name))
     if suite is None or suite.draft_05:
         with pytest.raises(ConfigError, match="ECVRF-P256-SHA256-TAI"):
@@ -114,11 +116,26 @@ def test_every_suite_that_is_offered_works(name):
         return
     keys = [VrfKey(name), VrfKey(name)]
     assert keys[0].public_key != keys[1].public_key
-    proof = keys[0].prove(b"/f", DIGEST)
+    proof = await keys[0].prove(b"/f", DIGEST)
     assert suite.verify(keys[0].public_key, encode_alpha(b"/f", DIGEST), proof.proof)
-    assert keys[0].prove(b"/f", DIGEST) == proof
+    assert await keys[0].prove(b"/f", DIGEST) is proof
     spki = point_to_key(suite, proof.public_key).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     assert proof.public_key[-32:] in spki  # the x coordinate, or the whole point of edwards25519
+
+
+async def test_proofs_are_made_where_no_request_waits(monkeypatch):
+    key, threads = VrfKey("ECVRF-EDWARDS25519-SHA512-TAI"), []
+    prove = key.suite.prove
+
+    def note_thread(*arguments):
+        threads.append(threading.current_thread())
+        return prove(*arguments)
+
+    monkeypatch.setattr(key, "suite", dataclasses.replace(key.suite))
+    object.__setattr__(key.suite, "prove", note_thread)
+    await key.prove(b"/f", DIGEST)
+    assert threads and threading.main_thread() not in threads
+    key.close()
 
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from("abc")), max_size=60))

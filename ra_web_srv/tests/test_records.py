@@ -66,7 +66,7 @@ async def test_only_records_of_this_enclave_count(evidence, nsm):
     record = await make(evidence)
     check = RecordCheck(own := await evidence.fresh())
     assert check.check(record, now_ms()).expires_ms > now_ms() + 3600_000
-    other_proof = VrfKey(SUITE).prove(PATH, DIGEST)
+    other_proof = await VrfKey(SUITE).prove(PATH, DIGEST)
     claims_other_file = dataclasses.replace(record, path=b"/data/g")
     wrong_root = NsmWorker(nsm.start("wrong-root"))
     stranger = Evidence(wrong_root, TlsIdentity.generate("x"), VrfKey(SUITE), RecordStore(None))

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
 import yaml
-from enclavekit_core.errors import ConfigError, EnclavekitError
+from enclavekit_core.errors import ConfigError, EnclavekitError, InputError
 from enclavekit_rbuilds.build import BuildRequest
 from enclavekit_rbuilds.cli import build_parser, main
 from enclavekit_rbuilds.commands.build import request_from_args
@@ -38,11 +39,14 @@ network:
 clients:
   - {certificate: alice.crt, allow: all, name: ops, commands: [[ls, "..."]], read: [/data], write: [], user: app,
      environment: [LANG], landlock: {read: [/]}, seccomp: no-network, forward: ["tcp://127.0.0.1:8443"], reverse: []}
+attestation:
+  {roots: [/data, /models], vrf_cipher_suite: ECVRF-SECP256K1-SHA256-TAI, client_ca: alice.crt, proxied_port: 8444}
 resources: {memory_mib: 2048, cpus: 4, cid: 16}
 logs:
   to_parent: all
   stream_port: 9100
   redact: ["pw=[a-z]+"]
+control: {allow: [{user: web, permissions: [status, logs]}]}
 runtime_config: {REGION: {type: string, default: eu-west-1}}
 kernel: {source: file, path: bzImage, sha256: %s}
 signing: {key: signing.key, certificate: signing.crt}
@@ -81,6 +85,14 @@ def test_every_key_arrives_with_paths_below_the_files_own_directory(folder: Path
     assert (ops.environment, ops.landlock, ops.seccomp) == (["LANG"], Fence(read=["/"]), "no-network")
     assert (ops.forward, ops.reverse) == (["tcp://127.0.0.1:8443"], [])
     assert (built.resources.memory_mib, built.resources.cpus, built.resources.cid) == (2048, 4, 16)
+    settings = json.loads(dict(built.attestation)["etc/enclavekit/ra-web-srv.yaml"])
+    assert settings == {
+        "roots": ["/data", "/models"],
+        "vrf_cipher_suite": "ECVRF-SECP256K1-SHA256-TAI",
+        "client_ca": "/etc/enclavekit/ra-client-ca.pem",
+        "proxied_listen": "tcp://127.0.0.1:8444",
+    }
+    assert dict(built.attestation)["etc/enclavekit/ra-client-ca.pem"] == (folder / "alice.crt").read_bytes()
     assert [(name, one.default) for name, one in built.runtime_config.items()] == [("REGION", "eu-west-1")]
     assert (built.kernel.source, built.kernel.path) == ("file", str(folder / "bzImage"))
     assert built.signing is not None and built.signing.certificate == str(folder / "signing.crt")
@@ -141,6 +153,10 @@ def test_the_manifest_here_counts_only_if_no_source_is_named(folder: Path, monke
         ("signing: {certificate: x}", "exactly one of key and kms_key"),
         ("signing: {certificate: x, key: y, kms_key: z}", "exactly one of key and kms_key"),
         ("signing: {key: y}", "certificate"),
+        ("attestation: {roots: []}", "attestation.roots"),
+        ("attestation: {roots: [data]}", "attestation.roots"),
+        ("attestation: {vrf_cipher_suite: SECT163K1_SHA256_TAI}", "attestation.vrf_cipher_suite"),
+        ("attestation: {proxied_port: 0}", "attestation.proxied_port"),
         ("name: ''", "name"),
         ("a: [", "line"),
     ],
@@ -276,6 +292,41 @@ def test_a_kernel_that_is_named_by_hash_is_that_kernel(
     assert fits or digest in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [("services: []", "a service that the image does not have"), ("network: {ingress: [{port: 8444}]}", "is taken by")],
+)
+def test_settings_of_the_attestation_server_that_cannot_hold(tmp_path: Path, more: str, reason: str) -> None:
+    from contextlib import ExitStack
+
+    from enclavekit_rbuilds.base.progress import Progress
+    from enclavekit_rbuilds.build import check_request, plan_build
+
+    (tmp_path / "enclave.yaml").write_text(
+        f"name: x\napp: {{rootfs: .}}\nattestation: {{proxied_port: 8444}}\n{more}\n"
+    )
+    built = request("--config", tmp_path / "enclave.yaml")
+    with pytest.raises(ConfigError, match=reason), ExitStack() as scope:
+        check_request(built)
+        plan_build(built, Progress(io.StringIO()), scope)
+
+
+def test_client_certificates_of_the_attestation_server_are_nothing_but_certificates(folder: Path) -> None:
+    from enclavekit_core.errors import InputError
+    from enclavekit_rbuilds.manifest.attestation import Attestation, read_client_ca, render_attestation
+
+    assert render_attestation(Attestation(), None) == ()
+    pem = (folder / "alice.crt").read_text()
+    (folder / "two.pem").write_text(f"# ours\n{pem}and this\n{pem}")
+    assert read_client_ca(str(folder / "two.pem")) == pem + pem
+    for name, text in (("key.pem", "-----BEGIN PRIVATE KEY-----"), ("none.pem", "x"), ("bad.pem", pem[:200])):
+        (folder / name).write_text(text)
+        with pytest.raises(InputError):
+            read_client_ca(str(folder / name))
+    with pytest.raises(InputError):
+        read_client_ca(str(folder / "missing.pem"))
+
+
 def test_logs_go_into_the_image_as_pid_1_reads_them():
     import tomllib
 
@@ -286,6 +337,26 @@ def test_logs_go_into_the_image_as_pid_1_reads_them():
     assert tomllib.loads(render_logs(logs).decode()) == {
         "logs": {"redact": ['pw=\\S+"'], "to_parent": "all", "stream_port": 9100}
     }
+
+
+def test_users_of_the_app_may_ask_pid_1_for_what_the_manifest_says(tmp_path):
+    init = pytest.importorskip("enclavekit_enclave_init.config", reason="enclave_init is not installed")
+    from enclavekit_rbuilds.app.directory import read_directory
+    from enclavekit_rbuilds.manifest.control import ControlGrant, render_control
+    from enclavekit_rbuilds.plan.app import resolve_grants
+
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n")
+    tree = read_directory(str(tmp_path))
+    grants = [ControlGrant(user="web", permissions=["status", "logs"]), ControlGrant(user="7", permissions=["all"])]
+    text = render_control(resolve_grants(tree, grants)).decode()
+    config = init.add_app_config(init.InitConfig(), "[logs]\nto_parent = 'all'\n" + text, "init.toml")
+    assert dict(config.control.allow)[1000] == {"status", "logs"} and len(dict(config.control.allow)[7]) > 2
+    assert config.control.socket == init.InitConfig().control.socket and config.logs.to_parent == "all"
+    assert render_control([]) == b""
+    for wrong in (["web", "1000"], ["root"], ["0"], ["nobody-of-the-app"]):
+        with pytest.raises(InputError):
+            resolve_grants(tree, [ControlGrant(user=user, permissions=["status"]) for user in wrong])
 
 
 @pytest.mark.parametrize("pattern", ["(", "(a)", "a*", "(?i)a"])

@@ -459,6 +459,8 @@ CHANGES = {
     "pins": {"zlib1g": Input("debian", "zlib1g", "1", "00")},
     "origin": Origin("archive", "base.tar", "00"),
     "clients": (Client("alice", "PEM", ["exec"]),),
+    "attestation": (("etc/enclavekit/ra-web-srv.yaml", b"{}"),),
+    "proxied_port": None,  # stands in the files of "attestation"
     "logs": b"[logs]\nformat = 'json'\n",
     "name": "shop",
     "version": "2",

@@ -111,13 +111,21 @@ class Cgroups:
             usable[name] = Hierarchy(hierarchy.version, directory)
         return cls(usable, removable=bool(parent))
 
+    @property
+    def outlive_us(self) -> bool:
+        """They are in a hierarchy that does not end with this enclave: what is not removed stays on the host."""
+        return self._removable and bool(self._hierarchies)
+
     def close(self) -> None:
-        """Remove what was made for all groups, where it is empty."""
-        for hierarchy in self._hierarchies.values() if self._removable else ():
+        """Remove the groups of all units, and the one above them, where they are empty."""
+        for directory in {hierarchy.directory for hierarchy in self._hierarchies.values()} if self._removable else ():
             try:
-                os.rmdir(hierarchy.directory)
+                for name in os.listdir(directory):
+                    if name.startswith(PREFIX):
+                        _remove(os.path.join(directory, name))
             except OSError:
                 continue
+            _remove(directory)
 
     def prepare(self, unit: Unit) -> list[int]:
         """Make the group of `unit` with its limits; return descriptors to which the child writes `0` to join.
@@ -214,10 +222,7 @@ class Cgroups:
     def remove(self, name: str) -> None:
         """Remove the unit's group if it is empty."""
         for directory in self._directories(name):
-            try:
-                os.rmdir(directory)
-            except OSError:
-                continue
+            _remove(directory)
 
     def _directories(self, name: str) -> list[str]:
         ordered = [*(c for c in CONTROLLERS if c in self._hierarchies), *({""} & self._hierarchies.keys())]
@@ -225,6 +230,13 @@ class Cgroups:
 
     def _path(self, controller: str, name: str) -> str:
         return f"{self._hierarchies[controller].directory}/{PREFIX}{name}"
+
+
+def _remove(directory: str) -> None:
+    try:
+        os.rmdir(directory)
+    except OSError:
+        pass  # it is not there, or not empty
 
 
 def _is_zombie(pid: int) -> bool:

@@ -40,7 +40,7 @@ class Interfaces:
         self._with_parent, self._own_kernel = with_parent, own_kernel
         hub = journal.hub
         operations = Control(loop, config.service_dir)
-        operations.observe(lambda unit, state: times.note_state(unit, state, time.monotonic()))
+        operations.observe(lambda unit, state: times.note_state(unit, state, time.monotonic(), time.process_time()))
         self._streams = ParentStreams(loop.reactor, hub, config.logs, config.vsock.cid)
         directories = (config.log_dir, config.service_dir)
         service = ControlService(loop, operations, hub, times, self._streams, directories)

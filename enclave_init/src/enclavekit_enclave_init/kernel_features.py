@@ -31,6 +31,8 @@ class Feature:
     is_there: Callable[[], bool]
     cost: str
     """What does not work without it, to stand after `no NAME: `."""
+    is_emulated: bool = False
+    """On a process machine somebody else stands in for the kernel."""
 
 
 def _has_openat2() -> bool:
@@ -61,11 +63,12 @@ def find_abilities(controllers: frozenset[str], *, may_unshare: bool) -> Abiliti
 
 
 FEATURES = (
-    Feature("AF_VSOCK", _has_vsock, "nothing reaches the enclave, and it reaches nothing"),
+    Feature("AF_VSOCK", _has_vsock, "nothing reaches the enclave, and it reaches nothing", is_emulated=True),
     Feature(
         "/dev/nsm",
         lambda: os.path.exists("/dev/nsm"),
         "nothing can be attested: pipeline admits nobody, ra-web-srv has no documents, no runtime values are taken",
+        is_emulated=True,
     ),
     Feature(
         "inotify",
@@ -108,6 +111,7 @@ def cost_of_module(path: str) -> str:
     return MODULE_COSTS.get(os.path.basename(path).removesuffix(".ko").replace("-", "_"), "")
 
 
-def describe_missing(features: tuple[Feature, ...] = FEATURES) -> list[str]:
-    """Return a line per feature that this kernel lacks."""
-    return [f"this kernel has no {feature.name}: {feature.cost}" for feature in features if not feature.is_there()]
+def describe_missing(features: tuple[Feature, ...] = FEATURES, *, own_kernel: bool = True) -> list[str]:
+    """Return a line per feature that this kernel lacks; `own_kernel`: it is nobody else's."""
+    asked = [feature for feature in features if own_kernel or not feature.is_emulated]
+    return [f"this kernel has no {feature.name}: {feature.cost}" for feature in asked if not feature.is_there()]

@@ -15,6 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.x509.oid import NameOID
+from enclavekit_attestation.cli import main
+
+from .enclave_server import PCRS
 
 DATA = os.path.join(os.path.dirname(__file__), "data")
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
@@ -141,7 +144,8 @@ def sign_payload(chain, encoded):
     protected = bytes.fromhex("a1013822")
     to_sign = cbor2.dumps(["Signature1", protected, b"", encoded])
     r, s = utils.decode_dss_signature(chain.leaf_key.sign(to_sign, ec.ECDSA(hashes.SHA384())))
-    return cbor2.dumps([protected, {}, encoded, r.to_bytes(48, "big") + s.to_bytes(48, "big")])
+    size = max(48, (chain.leaf_key.curve.key_size + 7) // 8)  # more on a curve that no leaf may have
+    return cbor2.dumps([protected, {}, encoded, (r.to_bytes(size, "big") + s.to_bytes(size, "big"))[-96:]])
 
 
 def make_document(chain, changes=()):
@@ -186,3 +190,30 @@ def production():
 @pytest.fixture(scope="session")
 def data_dir():
     return DATA
+
+
+@pytest.fixture
+def attest(capsys):
+    def run(*arguments):
+        try:
+            code = main([*map(str, arguments)])
+        except SystemExit as exc:
+            code = exc.code
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def chain_now(make):
+    now = datetime.datetime.now(datetime.UTC)
+    life = {"not_before": now - datetime.timedelta(hours=1), "not_after": now + datetime.timedelta(hours=2)}
+    return make.chain(**dict.fromkeys(("root", "regional", "zonal", "instance", "leaf"), life))
+
+
+@pytest.fixture
+def trust(chain_now, tmp_path):
+    path = tmp_path / "root.pem"
+    path.write_bytes(x509.load_der_x509_certificate(chain_now.root).public_bytes(serialization.Encoding.PEM))
+    return ("--insecure-dev-root", path, "--pcr", f"0={PCRS[0].hex()}")

@@ -4,14 +4,17 @@
 import http.server
 import socket
 import socketserver
+import tempfile
 import threading
 import time
 import urllib.parse
 
 from enclavekit_attestation import TlsIdentity, encode_binding
+from enclavekit_attestation.ra_tls import make_certificate
 from enclavekit_core.tls import server_context
 
 SERVICE = "ra-web-srv"
+PCRS = {index: bytes([index + 1]) * 48 for index in range(16)}
 
 
 class ConnectProxy:
@@ -114,6 +117,15 @@ class EnclaveServer:
         self.server = Server(("127.0.0.1", 0), Handler)
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
+
+    def show(self, document):
+        """Put a document into the certificate that clients see from now on, beside the honest key."""
+        certificate = make_certificate(self.identity, "enclave", document)
+        with tempfile.NamedTemporaryFile() as pem:
+            pem.write(certificate + self.identity.key_pem)
+            pem.flush()
+            self.context.load_cert_chain(pem.name)
+        return certificate
 
     @property
     def port(self):

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`attest verify --url`, `show` and `policy` as users run them."""
 
-import datetime
 import json
 import os
-from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_der_x509_certificate
 from enclavekit_attestation import TlsIdentity, load_policy, parse_document
-from enclavekit_attestation.cli import main
 from enclavekit_attestation.fetch import parse_target
 from enclavekit_core.errors import ConfigError
 from enclavekit_eif.measure import measure
@@ -18,36 +15,7 @@ from enclavekit_eif.metadata import make_metadata
 from enclavekit_eif.reader import read_eif
 from enclavekit_eif.writer import write_eif
 
-from .enclave_server import EnclaveServer
-
-PCRS = {index: bytes([index + 1]) * 48 for index in range(16)}
-
-
-@pytest.fixture
-def attest(capsys):
-    def run(*arguments):
-        try:
-            code = main([*map(str, arguments)])
-        except SystemExit as exc:
-            code = exc.code
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def chain_now(make):
-    now = datetime.datetime.now(datetime.UTC)
-    life = {"not_before": now - datetime.timedelta(hours=1), "not_after": now + datetime.timedelta(hours=2)}
-    return make.chain(**dict.fromkeys(("root", "regional", "zonal", "instance", "leaf"), life))
-
-
-@pytest.fixture
-def trust(chain_now, tmp_path):
-    path = tmp_path / "root.pem"
-    path.write_bytes(load_der_x509_certificate(chain_now.root).public_bytes(Encoding.PEM))
-    return ("--insecure-dev-root", path, "--pcr", f"0={PCRS[0].hex()}")
+from .enclave_server import PCRS, EnclaveServer
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ ACCEPTED = [
 REFUSED = [
     ({"module_id": ABSENT}, "module_id"),
     ({"module_id": ""}, "module_id"),
-    ({"module_id": "i-1\x1b[2J"}, "control"),
+    ({"module_id": "i-1\x1b[2J"}, "printable"),
+    ({"module_id": "i-\u00e9"}, "printable"),
     ({"module_id": b"i-1"}, "module_id"),
     ({"digest": "SHA256"}, "digest"),
     ({"digest": None}, "digest"),

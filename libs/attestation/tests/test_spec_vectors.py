@@ -27,8 +27,8 @@ def test_files(name, digest, timestamp):
     assert parse_document(raw).timestamp_ms == int(timestamp)
 
 
-@pytest.mark.parametrize(("name", "change", "result"), ROWS)
-def test_vector(name, change, result):
+def vector(name, change):
+    """Return the bytes that a row of the page is about, and the moment."""
     raw = read_data(name)
     at = parse_document(raw).timestamp_ms
     if change.startswith("flip "):
@@ -44,5 +44,11 @@ def test_vector(name, change, result):
         raw = raw[:-1]
     else:
         assert change == "none"
+    return raw, at
+
+
+@pytest.mark.parametrize(("name", "change", "result"), ROWS)
+def test_vector(name, change, result):
+    raw, at = vector(name, change)
     report = verify(raw, Policy(), at=at, whole_report=True)
     assert (report.first_failure.name if report.first_failure else "passes") == result

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from enclavekit_core.address import TcpAddress
+from enclavekit_core.proxy_protocol import Proxied, encode_v1, encode_v2
 
 from enclavekit_pf_proxy.wire.opening import Opening
-from enclavekit_pf_proxy.wire.proxy_protocol import Proxied, encode_v1, encode_v2
 
 
 @dataclass(frozen=True, slots=True)

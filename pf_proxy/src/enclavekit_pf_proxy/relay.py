@@ -10,7 +10,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Protocol
 
-from enclavekit_pf_proxy.flow import Flow, Shared
+from enclavekit_pf_proxy.flow import Flow, NotAllowed, Shared
 from enclavekit_pf_proxy.half_close import Action, Event, HalfClose, State
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.sockets import close_socket
@@ -98,8 +98,12 @@ class Relay:
         for number in (0, 1):
             if pending >> number & 1 and not self.closed:
                 flow = self.flows[number]
-                if self._let_move(number, flow):
-                    self._pending |= 1 << number
+                try:
+                    if self._let_move(number, flow):
+                        self._pending |= 1 << number
+                except NotAllowed:
+                    self.close(reset=True)
+                    return False
                 if flow.moved:
                     flow.moved, self.last_activity = False, now
         if self._linger_until < 0.0 and not self.closed:
@@ -139,7 +143,10 @@ class Relay:
     # flows
 
     def _let_move(self, number: int, flow: Flow) -> bool:
-        """Let one flow move for as long as it can, or its share lasts; return whether it could go on."""
+        """Let one flow move for as long as it can, or its share lasts; return whether it could go on.
+
+        Raises: NotAllowed.
+        """
         states = self._rules.states
         outcome = flow.move(states[number])
         if outcome is False and not flow.sink_full:

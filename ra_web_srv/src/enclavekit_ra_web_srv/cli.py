@@ -9,8 +9,19 @@ import os
 from enclavekit_core.cli import run_command
 
 PROGRAM = "ra-web-srv"
+CONFIG_PATH = "/etc/enclavekit/ra-web-srv.yaml"  # of an image, by its manifest
 FLAGS = (
-    *("listen", "http_listen", "public_host", "client_ca", "nsm", "vrf_cipher_suite", "nats_url", "credentials"),
+    *(
+        "listen",
+        "proxied_listen",
+        "http_listen",
+        "public_host",
+        "client_ca",
+        "nsm",
+        "vrf_cipher_suite",
+        "nats_url",
+        "credentials",
+    ),
     "insecure_dev_root",
 )  # each is a key of the configuration
 
@@ -19,8 +30,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Serve attestation documents, and hashes of files, over HTTPS. Flags win over FILE."
     )
-    parser.add_argument("-c", "--config", metavar="FILE", help="configuration in YAML (default: none)")
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", help=f"configuration in YAML (default: {CONFIG_PATH} if it is there)"
+    )
     parser.add_argument("--listen", metavar="ADDRESS", help="tcp:// or unix:// (default: tcp://127.0.0.1:8443)")
+    parser.add_argument(
+        "--proxied-listen",
+        metavar="ADDRESS",
+        help="serve clients of a proxy that names them by the PROXY protocol, version 2 (default: nowhere)",
+    )
+    parser.add_argument(
+        "--proxied-from", nargs="+", metavar="NETWORK", help="where such proxies are (default: 127.0.0.0/8 ::1/128)"
+    )
     parser.add_argument("--roots", nargs="+", metavar="DIR", help="trees whose files may be attested (default: /data)")
     parser.add_argument("--nsm", metavar="PATH", help="the NSM (default: $ENCLAVEKIT_NSM, else /dev/nsm)")
     parser.add_argument("--http-listen", metavar="ADDRESS", help="send plain HTTP away from here (default: nowhere)")
@@ -52,9 +73,11 @@ def _run(args: argparse.Namespace) -> None:
 
     from enclavekit_ra_web_srv.config import Config
 
-    config = load_config(Config, args.config) if args.config else Config()
+    path = args.config or (CONFIG_PATH if os.path.exists(CONFIG_PATH) else None)
+    config = load_config(Config, path) if path else Config()
     given = {name: getattr(args, name) for name in FLAGS}
-    given["roots"] = tuple(args.roots) if args.roots else None
+    for name in ("roots", "proxied_from"):
+        given[name] = tuple(getattr(args, name)) if getattr(args, name) else None
     config = msgspec.structs.replace(config, **{name: value for name, value in given.items() if value is not None})
     if args.no_bus:
         config = msgspec.structs.replace(config, bus=False)

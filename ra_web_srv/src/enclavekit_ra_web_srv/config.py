@@ -9,6 +9,8 @@ from enclavekit_core.bus import BUCKET_HASHES
 from enclavekit_core.config import StrictConfig
 from enclavekit_core.errors import ConfigError
 
+from enclavekit_ra_web_srv.networks import parse_networks
+
 HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9a-fA-F:]{2,45}\])(?::[0-9]{1,5})?")
 
 
@@ -21,6 +23,10 @@ class Config(StrictConfig, frozen=True):
     """Where to send plain HTTP away to `public_host`, with 308; default nowhere."""
     public_host: str | None = None
     """Host, and port if it is not 443, at which clients reach `listen`."""
+    proxied_listen: str | None = None
+    """A second place to serve HTTPS, for a proxy that says by the PROXY protocol (version 2) who its clients are."""
+    proxied_from: tuple[str, ...] = ("127.0.0.0/8", "::1/128")
+    """Addresses and networks of proxies: other connections to `proxied_listen` are refused."""
     client_ca: str | None = None
     """PEM file: clients of routes about files need a certificate issued by one of these; default none is asked for."""
     roots: tuple[str, ...] = ("/data",)
@@ -44,3 +50,4 @@ class Config(StrictConfig, frozen=True):
             raise ConfigError("http_listen", "", "it needs public_host: where clients are sent")
         if self.public_host is not None and not HOST.fullmatch(self.public_host):
             raise ConfigError("public_host", "", f"{self.public_host!r:.100} is not a host, or host:port")
+        parse_networks(self.proxied_from)

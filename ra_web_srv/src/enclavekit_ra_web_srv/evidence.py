@@ -38,10 +38,10 @@ class Evidence:
         public_key = self._identity.spki_der
         return await self._nsm.call(lambda nsm: nsm.attestation(user_data, nonce, public_key), client)
 
-    def proof_of_file(self, path: bytes, digest: bytes) -> FileProof:
+    async def proof_of_file(self, path: bytes, digest: bytes) -> FileProof:
         """Return the proof that goes with the file's record, if that is in memory; else the present key's."""
         record = self._records.peek(path, digest)
-        return record.proof if record is not None else self._vrf.prove(path, digest)
+        return record.proof if record is not None else await self._vrf.prove(path, digest)
 
     async def of_file(self, path: bytes, digest: bytes, nonce: bytes | None, client: Hashable = OURSELVES) -> Record:
         """Return proof and document of a file: fresh with the caller's nonce; else one of a random nonce, whose
@@ -70,7 +70,7 @@ class Evidence:
         return parse_document(await self._nsm.call(lambda nsm: nsm.attestation(nonce=nonce), client))
 
     async def _make(self, path: bytes, digest: bytes, nonce: bytes, client: Hashable) -> Record:
-        proof = self._vrf.prove(path, digest)
+        proof = await self._vrf.prove(path, digest)
         claim = encode_file_claim(path, digest, proof.proof, proof.suite)
         document = await self._nsm.call(lambda nsm: nsm.attestation(claim, nonce, proof.public_key), client)
         return Record(path, digest, proof, document, expiry_ms(parse_document(document)))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 from aiohttp import web
@@ -22,6 +23,7 @@ from enclavekit_ra_web_srv.file_hasher import HasherBusyError, NoSuchFileError, 
 from enclavekit_ra_web_srv.jobs import TooManyJobsError
 from enclavekit_ra_web_srv.manifest_keeper import NoManifestError, UnknownManifestError
 from enclavekit_ra_web_srv.metrics import HttpCounters
+from enclavekit_ra_web_srv.networks import client_of_host, is_loopback
 from enclavekit_ra_web_srv.nsm_worker import NsmTimeoutError
 from enclavekit_ra_web_srv.paths import PathRefusedError
 from enclavekit_ra_web_srv.routes import JSON, Answer, Ask, Route
@@ -86,9 +88,20 @@ def error_response(status: int, message: str) -> web.Response:
 
 
 class HttpShell:
-    def __init__(self, routes: Sequence[Route], counters: HttpCounters, *, client_certificates: bool) -> None:
-        """`client_certificates`: whether routes about files need one."""
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        counters: HttpCounters,
+        *,
+        client_certificates: bool,
+        proxied: Mapping[object, Hashable] = MappingProxyType({}),
+    ) -> None:
+        """Args:
+        client_certificates: whether routes about files need one.
+        proxied: protocol of a connection -> who is behind it, where a proxy said so.
+        """
         self._routes, self._counters, self._client_certificates = routes, counters, client_certificates
+        self._proxied = proxied
         self._of_client: dict[Hashable, int] = {}
         self._under_way = 0
 
@@ -101,7 +114,7 @@ class HttpShell:
 
     def _handler_of(self, route: Route) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
-            client = client_of(request)
+            client = client_of(request, self._proxied)
             if route.about_files and self._client_certificates and not has_certificate(request):
                 return error_response(403, "cannot answer: this needs a client certificate")
             held = self._of_client.get(client, 0)
@@ -176,19 +189,23 @@ async def _read_body(request: web.Request) -> bytes:
         raise web.HTTPRequestTimeout from None
 
 
-def client_of(request: web.Request) -> Hashable:
-    """Return who asks. From outside everybody comes through pf-proxy, hence from here: each connection is one."""
+def client_of(request: web.Request, proxied: Mapping[object, Hashable]) -> Hashable:
+    """Return who asks. From outside everybody comes through pf-proxy, hence from here: unless it says who they are,
+    each connection is one."""
     transport = request.transport
     if transport is None:
         return None
     certificate = _certificate(request)
     if certificate is not None:
         return certificate
+    behind = proxied.get(request.protocol)
+    if behind is not None:
+        return behind
     peer = transport.get_extra_info("peername")
     if not isinstance(peer, tuple):
         return id(transport)
-    host = str(peer[0])
-    return peer[:2] if host.startswith("127.") or host in ("::1", "::ffff:127.0.0.1") else host
+    host = str(peer[0]).partition("%")[0]  # without the name of an interface
+    return peer[:2] if is_loopback(host) else client_of_host(host)
 
 
 def has_certificate(request: web.Request) -> bool:

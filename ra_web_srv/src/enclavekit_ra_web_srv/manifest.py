@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from enclavekit_core.tree_digest import NO_DIGEST, Kind, TreeEntry, digest_of_directory
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class ListedFile:
+class ListedFile(Struct, frozen=True, gc=False):  # as TreeEntry
     path: bytes
     size_bytes: int
     digest: bytes | None

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import time
 
+import msgspec
 from enclavekit_core.errors import EnclavekitError
 from enclavekit_core.logs import get_logger
 from enclavekit_core.tree_digest import Kind
@@ -26,6 +27,7 @@ MAX_KEPT = 8  # so that who reads one page by page, or has seen its root, still 
 FILES_AT_ONCE = 8
 BUSY_PAUSE_S = 0.1
 
+Known = dict[ConfinedPath, tuple[bytes, bytes]]  # -> signature and hash
 log = get_logger("ra-web-srv")
 
 
@@ -40,7 +42,7 @@ class UnknownManifestError(EnclavekitError):
 class ManifestKeeper:
     def __init__(self, roots: tuple[bytes, ...], hasher: FileHasher) -> None:
         self._roots, self._hasher = roots, hasher
-        self._known: dict[ConfinedPath, tuple[bytes, bytes]] = {}  # -> signature and hash
+        self._known: Known = {}
         self._kept: collections.OrderedDict[bytes, Manifest] = collections.OrderedDict()
         self._latest: Manifest | None = None
         self._walked_s = 0.0
@@ -91,18 +93,11 @@ class ManifestKeeper:
         made_at_ms = time.time_ns() // 1_000_000
         walk = await asyncio.to_thread(walk_roots, self._roots)
         listed = await self._hash(walk)
-        self._known = {path: known for path, known in self._known.items() if path in walk.files}
         return await asyncio.to_thread(_build, walk, listed, made_at_ms)
 
     async def _hash(self, walk: Walk) -> dict[bytes, ListedFile]:
-        listed: dict[bytes, ListedFile] = {}
-        changed: collections.deque[ConfinedPath] = collections.deque()
-        for path, (signature, size_bytes) in walk.files.items():
-            known = self._known.get(path)
-            if known is not None and known[0] == signature:
-                listed[path.path] = ListedFile(path.path, size_bytes, known[1])
-            else:
-                changed.append(path)
+        # in a thread, as all that takes long with many files: requests are answered meanwhile
+        self._known, listed, changed = await asyncio.to_thread(_sort_out, walk, self._known)
         await asyncio.gather(*(self._hash_from(changed, listed) for _ in range(FILES_AT_ONCE)))
         return listed
 
@@ -125,12 +120,27 @@ class ManifestKeeper:
             listed[path.path] = ListedFile(path.path, found.size_bytes, found.digest)
 
 
+def _sort_out(walk: Walk, known: Known) -> tuple[Known, dict[bytes, ListedFile], collections.deque[ConfinedPath]]:
+    """Return what is known of files as they are, these files, and those that have to be hashed."""
+    still: Known = {}
+    listed: dict[bytes, ListedFile] = {}
+    changed: collections.deque[ConfinedPath] = collections.deque()
+    for path, (signature, size_bytes) in walk.files.items():
+        found = known.get(path)
+        if found is not None and found[0] == signature:
+            still[path] = found
+            listed[path.path] = ListedFile(path.path, size_bytes, found[1])
+        else:
+            changed.append(path)
+    return still, listed, changed
+
+
 def _build(walk: Walk, listed: dict[bytes, ListedFile], made_at_ms: int) -> Manifest:
     complete = []
     for directory in walk.directories:
         prefix = directory.path.rstrip(b"/") + b"/"
         entries = tuple(
-            dataclasses.replace(entry, digest=listed[prefix + entry.name].digest or entry.digest)
+            msgspec.structs.replace(entry, digest=listed[prefix + entry.name].digest or entry.digest)
             if entry.kind is Kind.FILE
             else entry
             for entry in directory.entries

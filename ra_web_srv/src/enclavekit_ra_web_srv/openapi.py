@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from enclavekit_ra_web_srv.messages import Error, Nothing
+from enclavekit_ra_web_srv.answers import Error
+from enclavekit_ra_web_srv.asked import Nothing
 from enclavekit_ra_web_srv.routes import JSON, Kinds, Route
 
 VARIABLE = re.compile(r"\{(\w+)\}")

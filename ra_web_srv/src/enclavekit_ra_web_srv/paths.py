@@ -8,18 +8,17 @@ answer, whether a file exists or not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from enclavekit_core.bus import MAX_PATH_BYTES
 from enclavekit_core.errors import ConfigError
+from msgspec import Struct
 
 
 class PathRefusedError(Exception):
     """The path is outside of every root, or none at all."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConfinedPath:
+class ConfinedPath(Struct, frozen=True, gc=False):  # kept of every file: the collector has nothing to find in them
     """A path below a root; equal paths are equal values."""
 
     path: bytes

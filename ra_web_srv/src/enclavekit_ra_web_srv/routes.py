@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from enclavekit_ra_web_srv.messages import Error, Nothing
+from enclavekit_ra_web_srv.answers import Error
+from enclavekit_ra_web_srv.asked import Nothing
 
 JSON = "application/json"
 CBOR = "application/cbor"

@@ -8,7 +8,7 @@ import contextlib
 import resource
 import signal
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -35,9 +35,11 @@ from enclavekit_ra_web_srv.jobs import Jobs
 from enclavekit_ra_web_srv.known_files import KnownFiles
 from enclavekit_ra_web_srv.manifest_keeper import ManifestKeeper
 from enclavekit_ra_web_srv.metrics import HttpCounters, Metric
+from enclavekit_ra_web_srv.networks import parse_networks
 from enclavekit_ra_web_srv.nsm_worker import NsmWorker
 from enclavekit_ra_web_srv.openapi import openapi_document
 from enclavekit_ra_web_srv.paths import parse_roots
+from enclavekit_ra_web_srv.proxied_clients import ProxiedClients
 from enclavekit_ra_web_srv.record_check import RecordCheck
 from enclavekit_ra_web_srv.record_store import RecordStore
 from enclavekit_ra_web_srv.redirect import redirect_application
@@ -63,6 +65,7 @@ class Service:
         credentials = load_credentials(config.credentials) if config.bus else None
         dev_root = _read_dev_root(config.insecure_dev_root)
         self.vrf = VrfKey(config.vrf_cipher_suite)
+        stack.callback(self.vrf.close)
         self.identity = TlsIdentity.generate(SERVICE_RA)
         self.tls = make_context(self.identity, config.client_ca)
         self.nsm = NsmWorker(config.nsm)
@@ -103,7 +106,10 @@ class Service:
             *checks.routes(),
         ]
         service.openapi = encode_json(openapi_document(self.routes))
-        shell = HttpShell(self.routes, self.counters, client_certificates=config.client_ca is not None)
+        self.proxied: dict[object, Hashable] = {}
+        shell = HttpShell(
+            self.routes, self.counters, client_certificates=config.client_ca is not None, proxied=self.proxied
+        )
         self.application = shell.application()
 
     async def learn_own_evidence(self) -> None:
@@ -161,14 +167,17 @@ async def serve(config: Config, *, print_address: bool = False) -> None:
     _raise_file_limit()
     async with contextlib.AsyncExitStack() as stack:
         service = Service(config, stack)
-        listener = await _listen(stack, service.application, address, service.tls)
+        listener, runner = await _serve_on(stack, service.application, address, service.tls)
+        proxied = _listen_for_proxies(stack, service, runner, config)
         if config.http_listen is not None:
             assert config.public_host is not None
-            await _listen(stack, redirect_application(config.public_host), _address(config.http_listen), None)
+            await _serve_on(stack, redirect_application(config.public_host), _address(config.http_listen), None)
         await service.learn_own_evidence()
         log.info("serving", address=str(listener.bound_address), tls_spki_sha256=service.identity.spki_sha256.hex())
         if print_address:
             print(listener.bound_address, flush=True)
+            if proxied is not None:
+                print(proxied.address, flush=True)
 
         parts = [
             service.keeper.run(),
@@ -177,6 +186,8 @@ async def serve(config: Config, *, print_address: bool = False) -> None:
             service.ahead.refresh(),
             service.certificate.run(),
         ]
+        if proxied is not None:
+            parts.append(proxied.run())
         if service.bus is not None:
             parts += [service.known.follow_bus(service.bus, config.hash_bucket_name), service.records.run()]
         running = [asyncio.ensure_future(part) for part in parts]
@@ -191,14 +202,31 @@ async def serve(config: Config, *, print_address: bool = False) -> None:
     log.info("stopped")
 
 
-async def _listen(
+async def _serve_on(
     stack: contextlib.AsyncExitStack, application: web.Application, address: Address, tls: ssl.SSLContext | None
-) -> Listener:
-    listener = stack.enter_context(Listener(address))
+) -> tuple[Listener, web.AppRunner]:
+    listener = _listen(stack, address)
     runner = await start_runner(application)
     stack.push_async_callback(runner.cleanup)
-    listener.socket.setblocking(False)
     await web.SockSite(runner, listener.socket, ssl_context=tls, backlog=BACKLOG).start()
+    return listener, runner
+
+
+def _listen_for_proxies(
+    stack: contextlib.AsyncExitStack, service: Service, runner: web.AppRunner, config: Config
+) -> ProxiedClients | None:
+    if config.proxied_listen is None:
+        return None
+    assert runner.server is not None
+    listener = _listen(stack, _address(config.proxied_listen))
+    log.info("serving clients of proxies", address=str(listener.bound_address), proxies=list(config.proxied_from))
+    networks = parse_networks(config.proxied_from)
+    return ProxiedClients(listener, networks, service.tls, runner.server, service.proxied)
+
+
+def _listen(stack: contextlib.AsyncExitStack, address: Address) -> Listener:
+    listener = stack.enter_context(Listener(address, backlog=BACKLOG))
+    listener.socket.setblocking(False)
     return listener
 
 

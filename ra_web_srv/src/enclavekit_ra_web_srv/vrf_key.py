@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import secrets
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 
 from ecvrf import SUITES, EcvrfError, InvalidKeyError, Suite
 from enclavekit_core.errors import ConfigError
+from msgspec import Struct
 
 from enclavekit_ra_web_srv.claims import encode_alpha
 
 SECRET_BYTES = 32  # of all our curves
 MAX_TRIES = 64  # a random scalar is refused once in 2**32 on P-256, never twice in practice
-MAX_KEPT = 50_000  # some 500 bytes each; a proof takes a third of a millisecond
+MAX_KEPT = 50_000  # some 500 bytes each; a proof takes a third of a millisecond or more
 # as the Rust ra-web-srv calls them; with our key they are the suites of RFC 9381, whose challenge differs from draft 05
 NAMES_OF_RUST = {
     "P256_SHA256_TAI": "ECVRF-P256-SHA256-TAI",
@@ -23,8 +25,7 @@ NAMES_OF_RUST = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FileProof:
+class FileProof(Struct, frozen=True, gc=False):  # there are many: the collector has nothing to find in them
     proof: bytes
     suite: str
     public_key: bytes
@@ -43,19 +44,29 @@ class VrfKey:
         self.suite: Suite = found
         self._secret, self.public_key = _make_key(found)
         self._kept: collections.OrderedDict[tuple[bytes, bytes], FileProof] = collections.OrderedDict()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vrf")
 
-    def prove(self, path: bytes, digest: bytes) -> FileProof:
-        """Return the proof over path and hash of a file, always the same one while this process lives."""
+    async def prove(self, path: bytes, digest: bytes) -> FileProof:
+        """Return the proof over path and hash of a file, always the same one while this process lives.
+
+        It is made in a thread: a page of a list asks for a thousand of them, at up to some milliseconds each.
+        """
         key = (path, digest)
         found = self._kept.get(key)
         if found is None:
-            proof = self.suite.prove(self._secret, encode_alpha(path, digest))
+            alpha = encode_alpha(path, digest)
+            prove = self.suite.prove
+            proof = await asyncio.get_running_loop().run_in_executor(self._thread, prove, self._secret, alpha)
             found = self._kept[key] = FileProof(proof, self.suite.name, self.public_key)
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         else:
             self._kept.move_to_end(key)
         return found
+
+    def close(self) -> None:
+        """Give up the proofs that nobody will see any more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _make_key(suite: Suite) -> tuple[bytes, bytes]:

@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_file(commands)
     show = commands.add_parser("show", help="what a document says, verified by nobody")
     show.add_argument("file", metavar="FILE", help="the document: raw CBOR, hex or base64; - is standard input")
+    show.add_argument("--ra-tls", action="store_true", help="FILE is a TLS certificate (PEM or DER) that holds it")
     show.add_argument("--json", action="store_true")
     policy = commands.add_parser("policy", help="make and check policy files")
     verbs = policy.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -48,6 +49,12 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="URL",
         help="fetch the document from https://HOST[:PORT][/PATH] with a nonce of our own, and expect that it binds the "
         "TLS key of that very connection (to service ra-web-srv, or --service)",
+    )
+    verify.add_argument(
+        "--ra-tls",
+        action="store_true",
+        help="the document is inside a TLS certificate, and must bind the key of that very certificate: FILE is the "
+        "certificate (PEM or DER), or it is that of the connection to --url; without a nonce, as old as it is",
     )
     verify.add_argument(
         "--at",

@@ -89,8 +89,8 @@ def _take_fields(payload: dict[int | str, Value], envelope: Envelope) -> Attesta
     module_id, digest, timestamp = payload.get("module_id"), payload.get("digest"), payload.get("timestamp")
     if not isinstance(module_id, str) or not module_id:
         raise CborError("has no module_id")
-    if not module_id.isprintable():
-        raise CborError("has a module_id with control characters")
+    if not (module_id.isascii() and module_id.isprintable()):
+        raise CborError("has a module_id that is not printable ASCII")
     if digest != DIGEST:
         raise CborError(f"has the digest {digest!r:.20} instead of {DIGEST!r}")
     if not isinstance(timestamp, int) or timestamp <= 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.client
 import secrets
+import socket
 import ssl
 import urllib.parse
 from dataclasses import dataclass
@@ -86,6 +87,18 @@ def fetch_evidence(target: Target, timeout_s: float = TIMEOUT_S) -> Evidence:
         connection.close()
     check_answer(target.url, answer.status, answer.headers.get_content_type(), document)
     return Evidence(document, nonce, certificate)
+
+
+def fetch_certificate(target: Target, timeout_s: float = TIMEOUT_S) -> bytes:
+    """Return the certificate (DER) that the server shows; nothing is asked for. Raises TransportError."""
+    try:
+        with (
+            socket.create_connection((target.host, target.port), timeout_s) as plain,
+            attested_client_context().wrap_socket(plain, server_hostname=target.host) as tls,
+        ):
+            return peer_certificate_der(tls)
+    except OSError as exc:
+        raise TransportError("get the certificate of", target.url, exc) from exc
 
 
 def check_answer(url: str, status: int, content_type: str, body: bytes) -> None:

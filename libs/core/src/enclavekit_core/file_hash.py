@@ -15,7 +15,8 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 CHUNK_BYTES = 1024 * 1024  # reused for the whole file; large enough that Python's share of the time is nil
 MAX_DEPTH = 2048  # components of a path of PATH_MAX bytes
@@ -34,8 +35,7 @@ class Unstable(enum.Enum):
     GIVEN_UP = "nobody waits for it"
 
 
-@dataclass(frozen=True, slots=True)
-class FileHash:
+class FileHash(Struct, frozen=True, gc=False):  # there are many: the collector has nothing to find in them
     digest: bytes
     """SHA3-512 of the content, 64 bytes."""
     size_bytes: int

@@ -17,7 +17,8 @@ import enum
 import hashlib
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from enclavekit_core.errors import LocalProtocolError
 
@@ -32,8 +33,7 @@ class Kind(enum.IntEnum):
     FILE, DIRECTORY, LINK, OTHER = 1, 2, 3, 4
 
 
-@dataclass(frozen=True, slots=True)
-class TreeEntry:
+class TreeEntry(Struct, frozen=True, gc=False):  # there are many: the collector has nothing to find in them
     """One name in a directory."""
 
     name: bytes

@@ -27,9 +27,17 @@ def _p256() -> Group:
 def _secp256k1() -> Group:
     try:
         from ecvrf.secp256k1 import Secp256k1
-    except ImportError as exc:
-        raise MissingLibraryError("coincurve", "secp256k1") from exc
+    except ImportError:
+        return _secp256k1_by_openssl()
     return Secp256k1()
+
+
+def _secp256k1_by_openssl() -> Group:
+    try:
+        from ecvrf.secp256k1_openssl import Secp256k1ByOpenssl
+    except ImportError as exc:
+        raise MissingLibraryError("cryptography", "secp256k1") from exc
+    return Secp256k1ByOpenssl()
 
 
 # RFC 9381 section 5.5

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from enclavekit_core.address import TcpAddress
 from enclavekit_core.errors import RemoteProtocolError
+from enclavekit_core.proxy_protocol import MAX_V2_BYTES, Proxied, decode_proxied
 
 from enclavekit_pf_proxy.wire import request
 from enclavekit_pf_proxy.wire.destination import decode_destination
-from enclavekit_pf_proxy.wire.proxy_protocol import MAX_V2_BYTES, Proxied, decode_proxied
 
 # bytes are fed as they come from the socket: the longest headers, and as much of the stream behind them
 MAX_OPENING_BYTES = MAX_V2_BYTES + request.MAX_BODY_BYTES + request.HEAD.size + 64 * 1024

@@ -24,7 +24,8 @@ from enclavekit_attestation.report import Report, StepName
 from enclavekit_attestation.verify import DOCUMENT_TIME, Moment, verify
 from enclavekit_core.errors import InputError, VerificationError
 
-from enclavekit_ra_web_srv import messages as m
+from enclavekit_ra_web_srv import answers as m
+from enclavekit_ra_web_srv import asked
 from enclavekit_ra_web_srv.claims import encode_alpha
 from enclavekit_ra_web_srv.evidence import Evidence
 from enclavekit_ra_web_srv.fair_queue import QueueFullError
@@ -75,18 +76,18 @@ class CheckRoutes:
             return Route("POST", path, handler, answers, body=body, about_files=about_files)  # type: ignore[arg-type]
 
         return [
-            check("/verify_pcrs", self.verify_pcrs, m.PcrVerdict, m.PcrsBody),
-            check("/verify_hash", self.verify_hash, m.HashVerdict, m.HashBody, about_files=True),
-            check("/verify_proof", self.verify_proof, m.ProofVerdict, m.ProofBody),
-            check("/verify_doc", self.verify_doc, m.DocumentVerdict, m.DocumentBody),
-            check("/verify_cert_valid", self.verify_cert_valid, m.CertificateVerdict, m.DocumentBody),
-            check("/verify_cert_bundle", self.verify_cert_bundle, m.BundleVerdict, m.DocumentBody),
+            check("/verify_pcrs", self.verify_pcrs, m.PcrVerdict, asked.PcrsBody),
+            check("/verify_hash", self.verify_hash, m.HashVerdict, asked.HashBody, about_files=True),
+            check("/verify_proof", self.verify_proof, m.ProofVerdict, asked.ProofBody),
+            check("/verify_doc", self.verify_doc, m.DocumentVerdict, asked.DocumentBody),
+            check("/verify_cert_valid", self.verify_cert_valid, m.CertificateVerdict, asked.DocumentBody),
+            check("/verify_cert_bundle", self.verify_cert_bundle, m.BundleVerdict, asked.DocumentBody),
         ]
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def verify_pcrs(self, ask: Ask[m.Nothing, m.PcrsBody]) -> m.PcrVerdict:
+    async def verify_pcrs(self, ask: Ask[asked.Nothing, asked.PcrsBody]) -> m.PcrVerdict:
         """Whether these are all the locked registers of this enclave."""
         provided = parse_pcrs(ask.body.pcrs)
         actual = (await self._evidence.fresh(ask.client)).pcrs
@@ -94,7 +95,7 @@ class CheckRoutes:
         verdict = "PCRs are equal" if valid else "PCRs differ, or are not all that are locked"
         return m.PcrVerdict(valid, f"{verdict}; {ONE_S_OWN_WORD}", ask.body.pcrs, pcr_text(actual))
 
-    async def verify_hash(self, ask: Ask[m.Nothing, m.HashBody]) -> Answer | m.HashVerdict:
+    async def verify_hash(self, ask: Ask[asked.Nothing, asked.HashBody]) -> Answer | m.HashVerdict:
         """Whether a file has this hash now."""
         path = confine(path_bytes(ask.body.file_path), self._roots)
         if await self._hasher.is_directory(path):
@@ -109,7 +110,7 @@ class CheckRoutes:
         message = "Hash is valid" if valid else "Hash is not valid: the file has another content"
         return m.HashVerdict(valid, path.text, ask.body.sha3_hash, found.digest.hex(), message)
 
-    async def verify_proof(self, ask: Ask[m.Nothing, m.ProofBody]) -> m.ProofVerdict:
+    async def verify_proof(self, ask: Ask[asked.Nothing, asked.ProofBody]) -> m.ProofVerdict:
         """Whether a VRF proof holds under a public key."""
         public_key = bytes.fromhex(ask.body.public_key)
         own = hmac.compare_digest(public_key, self._vrf.public_key)
@@ -120,14 +121,14 @@ class CheckRoutes:
         whose = "this server's key" if own else "a key that is not this server's: see that an NSM document attests it"
         return m.ProofVerdict(True, f"VRF proof is valid, by {whose}", own)
 
-    async def verify_doc(self, ask: Ask[m.Nothing, m.DocumentBody]) -> m.DocumentVerdict:
+    async def verify_doc(self, ask: Ask[asked.Nothing, asked.DocumentBody]) -> m.DocumentVerdict:
         """Whether a document is signed, with certificates that led to the pinned root when it was made."""
         report = await self._report(ask.body.cose_doc_bytes, DOCUMENT_TIME)
         failed = _failure(report, StepName.CHAIN, StepName.SIGNATURE)
         message = failed or f"Document was signed by an NSM at the time that it names; {ONE_S_OWN_WORD}"
         return m.DocumentVerdict(failed is None, message)
 
-    async def verify_cert_valid(self, ask: Ask[m.Nothing, m.DocumentBody]) -> m.CertificateVerdict:
+    async def verify_cert_valid(self, ask: Ask[asked.Nothing, asked.DocumentBody]) -> m.CertificateVerdict:
         """Whether the certificate of a document was issued under the pinned root, and is valid now."""
         document = await self._parse(ask.body.cose_doc_bytes)
         report = await self._report(ask.body.cose_doc_bytes, DOCUMENT_TIME)
@@ -142,7 +143,7 @@ class CheckRoutes:
         late = None if in_time else f"certificate is valid from {start:%Y-%m-%dT%H:%M:%SZ} to {end:%Y-%m-%dT%H:%M:%SZ}"
         return m.CertificateVerdict(failed is None, in_time, failed or late or "Certificate is valid", info)
 
-    async def verify_cert_bundle(self, ask: Ask[m.Nothing, m.DocumentBody]) -> m.BundleVerdict:
+    async def verify_cert_bundle(self, ask: Ask[asked.Nothing, asked.DocumentBody]) -> m.BundleVerdict:
         """Whether the whole chain of a document leads to the pinned root and is valid now."""
         failed = _failure(await self._report(ask.body.cose_doc_bytes, time.time_ns() // 1_000_000), StepName.CHAIN)
         message = "Certificate chain is valid" if failed is None else "Certificate chain is not valid"

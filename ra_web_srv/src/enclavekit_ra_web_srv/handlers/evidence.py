@@ -13,7 +13,8 @@ from ecvrf import Suite
 from enclavekit_core.errors import InputError
 from enclavekit_nsm.client import NsmClient
 
-from enclavekit_ra_web_srv import messages as m
+from enclavekit_ra_web_srv import answers as m
+from enclavekit_ra_web_srv import asked
 from enclavekit_ra_web_srv.evidence import Evidence
 from enclavekit_ra_web_srv.nsm_worker import NsmWorker
 from enclavekit_ra_web_srv.requests import accepts_cbor
@@ -38,14 +39,14 @@ class EvidenceRoutes:
     def routes(self) -> list[Route]:
         attested: dict[int, Kinds] = {200: m.Attestation, **BAD_INPUT, **OF_NSM}
         return [
-            Route("GET", "/attestation", self.attestation, attested, query=m.NonceQuery, content_types=(CBOR,)),
-            Route("GET", "/pubkeys", self.pubkeys, {200: m.PublicKeys, **BAD_INPUT, **OF_NSM}, query=m.KeyQuery),
+            Route("GET", "/attestation", self.attestation, attested, query=asked.NonceQuery, content_types=(CBOR,)),
+            Route("GET", "/pubkeys", self.pubkeys, {200: m.PublicKeys, **BAD_INPUT, **OF_NSM}, query=asked.KeyQuery),
             Route("GET", "/pcrs", self.pcrs, {200: m.Pcrs, **OF_NSM}),
             Route("GET", "/nsm_desc", self.nsm_desc, {200: m.NsmDescription, **OF_NSM}),
-            Route("GET", "/rng_seq", self.rng_seq, {200: m.Random, **BAD_INPUT, **OF_NSM}, query=m.RandomQuery),
+            Route("GET", "/rng_seq", self.rng_seq, {200: m.Random, **BAD_INPUT, **OF_NSM}, query=asked.RandomQuery),
         ]
 
-    async def attestation(self, ask: Ask[m.NonceQuery, None]) -> Answer | m.Attestation:
+    async def attestation(self, ask: Ask[asked.NonceQuery, None]) -> Answer | m.Attestation:
         """A fresh document that binds the keys of this server and the root of the manifest to the caller's nonce."""
         nonce, root = bytes.fromhex(ask.query.nonce), self._manifest_root()
         document = await self._evidence.of_tls_key(nonce, ask.client, root)
@@ -60,7 +61,7 @@ class EvidenceRoutes:
             manifest_root=None if root is None else root.hex(),
         )
 
-    async def pubkeys(self, ask: Ask[m.KeyQuery, None]) -> m.PublicKeys:
+    async def pubkeys(self, ask: Ask[asked.KeyQuery, None]) -> m.PublicKeys:
         """The VRF's public key, and the one that the NSM signs documents with."""
         as_hex = PUBLIC_KEY_VIEWS.get(ask.query.view)
         if as_hex is None:
@@ -78,7 +79,7 @@ class EvidenceRoutes:
         proofs, docs = (key.hex() if as_hex else key.decode("ascii") for key in keys)
         return m.PublicKeys(proofs, docs, self._vrf.public_key.hex(), self._vrf.suite.name)
 
-    async def pcrs(self, ask: Ask[m.Nothing, None]) -> m.Pcrs:
+    async def pcrs(self, ask: Ask[asked.Nothing, None]) -> m.Pcrs:
         """The registers that are locked, from a fresh document."""
         document = await self._evidence.fresh(ask.client)
         return m.Pcrs(
@@ -86,7 +87,7 @@ class EvidenceRoutes:
             {str(index): value.hex() for index, value in sorted(document.pcrs.items())},
         )
 
-    async def nsm_desc(self, ask: Ask[m.Nothing, None]) -> m.NsmDescription:
+    async def nsm_desc(self, ask: Ask[asked.Nothing, None]) -> m.NsmDescription:
         """What the NSM says about itself."""
         found = await self._nsm.call(lambda nsm: nsm.describe_nsm(), ask.client)
         return m.NsmDescription(
@@ -99,7 +100,7 @@ class EvidenceRoutes:
             found.digest,
         )
 
-    async def rng_seq(self, ask: Ask[m.RandomQuery, None]) -> m.Random:
+    async def rng_seq(self, ask: Ask[asked.RandomQuery, None]) -> m.Random:
         """Random bytes from the NSM."""
         length = ask.query.length
 

@@ -8,7 +8,8 @@ import base64
 from enclavekit_core.tree_digest import Kind, TreeEntry
 from msgspec import UNSET
 
-from enclavekit_ra_web_srv import messages as m
+from enclavekit_ra_web_srv import answers as m
+from enclavekit_ra_web_srv import asked
 from enclavekit_ra_web_srv.evidence import Evidence
 from enclavekit_ra_web_srv.manifest_keeper import ManifestKeeper
 from enclavekit_ra_web_srv.paths import PathRefusedError, as_text, confine, normalise
@@ -30,7 +31,7 @@ class ManifestRoutes:
                 "/manifest",
                 self.manifest,
                 {200: m.ManifestAnswer, **others},
-                query=m.ManifestQuery,
+                query=asked.ManifestQuery,
                 about_files=True,
             ),
             Route(
@@ -38,12 +39,12 @@ class ManifestRoutes:
                 "/manifest/proof",
                 self.proof,
                 {200: m.ManifestProof, **others},
-                query=m.ManifestProofQuery,
+                query=asked.ManifestProofQuery,
                 about_files=True,
             ),
         ]
 
-    async def manifest(self, ask: Ask[m.ManifestQuery, None]) -> m.ManifestAnswer:
+    async def manifest(self, ask: Ask[asked.ManifestQuery, None]) -> m.ManifestAnswer:
         """All files with size and hash, page by page, and a document that signs their Merkle root."""
         query = ask.query
         below = normalise(path_bytes(query.path))
@@ -70,7 +71,7 @@ class ManifestRoutes:
             attestation_document=None if document is None else base64.b64encode(document).decode("ascii"),
         )
 
-    async def proof(self, ask: Ask[m.ManifestProofQuery, None]) -> m.ManifestProof:
+    async def proof(self, ask: Ask[asked.ManifestProofQuery, None]) -> m.ManifestProof:
         """The directories on the way to a path, which prove that it is, or is not, below the root."""
         path = confine(path_bytes(ask.query.path), self._roots)
         manifest = self._keeper.get(_root(ask.query.root))

@@ -9,7 +9,8 @@ from urllib.parse import parse_qsl
 from enclavekit_core.bus_connection import Bus
 from enclavekit_core.errors import EnclavekitError, InputError
 
-from enclavekit_ra_web_srv import messages as m
+from enclavekit_ra_web_srv import answers as m
+from enclavekit_ra_web_srv import asked
 from enclavekit_ra_web_srv.attest_ahead import AttestAhead
 from enclavekit_ra_web_srv.evidence import Evidence
 from enclavekit_ra_web_srv.known_files import KnownFiles
@@ -55,7 +56,7 @@ class ServiceRoutes:
     def bus_state(self) -> str:
         return "off" if self._bus is None else "connected" if self._bus.is_connected else "disconnected"
 
-    async def health(self, ask: Ask[m.Nothing, None]) -> m.Health:
+    async def health(self, ask: Ask[asked.Nothing, None]) -> m.Health:
         """Whether the server answers; asks neither device nor bus."""
         return m.Health("ok", self.bus_state, self._known.on_bus, self._ahead.attested, self._ahead.waiting)
 
@@ -71,15 +72,15 @@ class ServiceRoutes:
         fields = m.ServiceReady("ready" if ready else "not ready", nsm, self.bus_state, manifest)
         return Answer(fields, 200 if ready else 503)
 
-    async def metrics(self, ask: Ask[m.Nothing, None]) -> Answer:
+    async def metrics(self, ask: Ask[asked.Nothing, None]) -> Answer:
         """What is counted, for Prometheus."""
         return Answer(render_metrics(self._collect()).encode(), content_type=PROMETHEUS)
 
-    async def document(self, ask: Ask[m.Nothing, None]) -> Answer:
+    async def document(self, ask: Ask[asked.Nothing, None]) -> Answer:
         """This interface as an OpenAPI document."""
         return Answer(self.openapi)
 
-    async def echo(self, ask: Ask[m.Nothing, None]) -> m.Echo:
+    async def echo(self, ask: Ask[asked.Nothing, None]) -> m.Echo:
         """The query as it arrived."""
         try:
             pairs = parse_qsl(
@@ -90,11 +91,11 @@ class ServiceRoutes:
         parameters = [f"Query Parameter: {name}; Value: {value};" for name, value in pairs]
         return m.Echo(parameters, dict(pairs).get("path", "./"))
 
-    async def hello(self, ask: Ask[m.Nothing, None]) -> Answer:
+    async def hello(self, ask: Ask[asked.Nothing, None]) -> Answer:
         """A greeting."""
         return Answer(HELLO, content_type=HTML)
 
-    async def page(self, ask: Ask[m.Nothing, None]) -> Answer:
+    async def page(self, ask: Ask[asked.Nothing, None]) -> Answer:
         """For people: what is attested here, and how to check it."""
         document = await self._evidence.fresh(ask.client)
         root = self._keeper.root

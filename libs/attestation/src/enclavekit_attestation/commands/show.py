@@ -8,8 +8,9 @@ import json
 
 from enclavekit_core.errors import VerificationError
 
+from enclavekit_attestation.commands.subject import evidence_in
 from enclavekit_attestation.document import AttestationDocument, parse_document
-from enclavekit_attestation.document_file import read_document
+from enclavekit_attestation.document_file import read_certificate, read_document
 from enclavekit_attestation.exit_codes import exit_code_of
 from enclavekit_attestation.measurement import moment
 from enclavekit_attestation.report import StepName
@@ -21,12 +22,16 @@ WARNING = "UNVERIFIED: anybody can make a document that says this; `attest verif
 def run_show(args: argparse.Namespace) -> int:
     """Print a document. Raises VerificationError (exit 11) if it is not well-formed."""
     try:
-        document = parse_document(read_document(args.file))
+        document = parse_document(_read(args))
     except VerificationError as exc:
         exc.exit_code = exit_code_of(StepName.FORMAT)
         raise
     print(_as_json(document) if args.json else _as_text(document))
     return 0
+
+
+def _read(args: argparse.Namespace) -> bytes:
+    return evidence_in(read_certificate(args.file), args.file) if args.ra_tls else read_document(args.file)
 
 
 def _as_json(document: AttestationDocument) -> str:

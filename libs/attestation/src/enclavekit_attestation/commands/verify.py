@@ -11,14 +11,13 @@ import sys
 from enclavekit_core.errors import ConfigError
 
 from enclavekit_attestation import verdict
+from enclavekit_attestation.commands.subject import find_subject
 from enclavekit_attestation.document import MAX_OPTION_BYTES
-from enclavekit_attestation.document_file import read_document, read_input
+from enclavekit_attestation.document_file import read_certificate
 from enclavekit_attestation.exit_codes import exit_code_of
 from enclavekit_attestation.policy import Policy, load_measurements, load_policy, parse_pcr
 from enclavekit_attestation.report import RefusedError
 from enclavekit_attestation.verify import DOCUMENT_TIME, Binding, Moment, verify
-
-CANNOT_GO_WITH_URL = ("file", "at", "nonce", "certificate")  # they are about a document that is there already
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -28,21 +27,9 @@ def run_verify(args: argparse.Namespace) -> int:
     certificate = _read_certificate(args)
     at = _parse_moment(args.at)
     root = read_root(args.insecure_dev_root)
-    service = args.service
-    if args.url:
-        from enclavekit_attestation.fetch import SERVICE_RA, fetch_evidence, parse_target
-
-        for name in CANNOT_GO_WITH_URL:
-            if getattr(args, name) is not None:
-                raise ConfigError("--url", "", f"it cannot go with {'FILE' if name == 'file' else f'--{name}'}")
-        evidence = fetch_evidence(parse_target(args.url))
-        document, nonce, certificate = evidence.document, evidence.nonce, evidence.certificate_der
-        service = service or SERVICE_RA
-    elif args.file is None:
-        raise ConfigError("attest verify", "", "give the FILE with the document, or --url")
-    else:
-        document = read_document(args.file)
-    binding = None if service is None else Binding(service, certificate)
+    subject = find_subject(args, nonce, certificate)
+    document, nonce, service = subject.document, subject.nonce, subject.service
+    binding = None if service is None else Binding(service, subject.certificate_der)
     try:
         report = verify(document, policy, nonce=nonce, at=at, binding=binding, root=root)
     except RefusedError as exc:
@@ -107,12 +94,4 @@ def _read_certificate(args: argparse.Namespace) -> bytes | None:
         return None
     if args.service is None:
         raise ConfigError("--certificate", "", "it needs --service: whose certificate it should be")
-    import ssl
-
-    content = read_input(args.certificate, "certificate")
-    if not content.lstrip().startswith(b"-----BEGIN"):
-        return content
-    try:
-        return ssl.PEM_cert_to_DER_cert(content.decode("ascii"))
-    except ValueError as exc:
-        raise ConfigError(args.certificate, "", "it is not a PEM certificate") from exc
+    return read_certificate(args.certificate)

@@ -1,162 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NSM requests and responses, and their CBOR, byte for byte as the AWS library writes them. Pure.
+"""The CBOR of the messages, byte for byte as the AWS library writes it. Pure.
 
 Externally tagged enums: a variant without fields is a text, one with fields is a map of one entry, its name to a map of
 its fields in declaration order; definite lengths, minimal integers, absent options as null.
-Source: aws-nitro-enclaves-nsm-api 0.5, src/api/mod.rs; libnsm's nsm.h for the error codes.
+Source: aws-nitro-enclaves-nsm-api 0.5, src/api/mod.rs.
 """
 
 from __future__ import annotations
 
-import enum
 import io
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 import cbor2
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
 
-MAX_REQUEST_BYTES = 0x1000  # NSM_REQUEST_MAX_SIZE of the driver
-MAX_RESPONSE_BYTES = 0x3000  # NSM_RESPONSE_MAX_SIZE
-MAX_INPUT_BYTES = 1024  # user_data, nonce, public_key: what the NSM itself accepts
-PCR_COUNT = 32
-PCR_BYTES = 48  # SHA-384
+from enclavekit_nsm.messages.model import (
+    MAX_REQUEST_BYTES,
+    MAX_RESPONSE_BYTES,
+    REQUESTS,
+    RESPONSES,
+    ErrorCode,
+    ErrorResponse,
+    Request,
+    Response,
+)
+
 MAX_U16 = 0xFFFF
 MAX_DEPTH = 3  # name -> fields -> locked_pcrs
 MAX_SHOWN_CHARACTERS = 40  # of a peer's text in a message of ours
 
-
-class ErrorCode(enum.Enum):
-    """What the NSM answers instead of a response; values are the names on the wire."""
-
-    INVALID_ARGUMENT = "InvalidArgument"
-    INVALID_INDEX = "InvalidIndex"
-    INVALID_RESPONSE = "InvalidResponse"
-    READ_ONLY_INDEX = "ReadOnlyIndex"
-    INVALID_OPERATION = "InvalidOperation"
-    BUFFER_TOO_SMALL = "BufferTooSmall"
-    INPUT_TOO_LARGE = "InputTooLarge"
-    INTERNAL_ERROR = "InternalError"
-
-
-@dataclass(frozen=True, slots=True)
-class DescribeNsmRequest:
-    WIRE = "DescribeNSM"
-
-
-@dataclass(frozen=True, slots=True)
-class GetRandomRequest:
-    WIRE = "GetRandom"
-
-
-@dataclass(frozen=True, slots=True)
-class DescribePcrRequest:
-    WIRE = "DescribePCR"
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class ExtendPcrRequest:
-    WIRE = "ExtendPCR"
-    index: int
-    data: bytes
-    """Hashed as it is, not its digest: new = SHA384(old || data)."""
-
-
-@dataclass(frozen=True, slots=True)
-class LockPcrRequest:
-    WIRE = "LockPCR"
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class LockPcrsRequest:
-    WIRE = "LockPCRs"
-    range: int
-    """Locks 0..range-1; at most 32."""
-
-
-@dataclass(frozen=True, slots=True)
-class AttestationRequest:
-    WIRE = "Attestation"
-    user_data: bytes | None = None
-    nonce: bytes | None = None
-    public_key: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DescribeNsmResponse:
-    WIRE = "DescribeNSM"
-    version_major: int
-    version_minor: int
-    version_patch: int
-    module_id: str
-    max_pcrs: int
-    locked_pcrs: tuple[int, ...]
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class GetRandomResponse:
-    WIRE = "GetRandom"
-    random: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class DescribePcrResponse:
-    WIRE = "DescribePCR"
-    lock: bool
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ExtendPcrResponse:
-    WIRE = "ExtendPCR"
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class LockPcrResponse:
-    WIRE = "LockPCR"
-
-
-@dataclass(frozen=True, slots=True)
-class LockPcrsResponse:
-    WIRE = "LockPCRs"
-
-
-@dataclass(frozen=True, slots=True)
-class AttestationResponse:
-    WIRE = "Attestation"
-    document: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorResponse:
-    WIRE = "Error"
-    code: ErrorCode
-
-
-Request = (
-    DescribeNsmRequest
-    | GetRandomRequest
-    | DescribePcrRequest
-    | ExtendPcrRequest
-    | LockPcrRequest
-    | LockPcrsRequest
-    | AttestationRequest
-)
-Response = (
-    DescribeNsmResponse
-    | GetRandomResponse
-    | DescribePcrResponse
-    | ExtendPcrResponse
-    | LockPcrResponse
-    | LockPcrsResponse
-    | AttestationResponse
-    | ErrorResponse
-)
 Message = TypeVar("Message")
 
 
@@ -178,32 +52,6 @@ class NoTags(Mapping[int, Callable[[Any], Any]]):
 
     def __len__(self) -> int:
         return 1  # an empty mapping counts as none
-
-
-REQUESTS: dict[str, type[Request]] = {
-    kind.WIRE: kind
-    for kind in (
-        DescribeNsmRequest,
-        GetRandomRequest,
-        DescribePcrRequest,
-        ExtendPcrRequest,
-        LockPcrRequest,
-        LockPcrsRequest,
-        AttestationRequest,
-    )
-}
-RESPONSES: dict[str, type[Response]] = {
-    kind.WIRE: kind
-    for kind in (
-        DescribeNsmResponse,
-        GetRandomResponse,
-        DescribePcrResponse,
-        ExtendPcrResponse,
-        LockPcrResponse,
-        LockPcrsResponse,
-        AttestationResponse,
-    )
-}
 
 
 def encode_request(request: Request) -> bytes:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is in the measured list and may not enter all the same: names and key hashes in this deployment's runtime
-configuration, setting PIPELINE_REVOKED.
+configuration, setting PIPELINE_REVOKED. Pipeline's listener and initctl's gateway both ask here, since they share the
+list.
 
 The parent chooses these values at boot and could leave them out; whoever pins PCR16 sees that it did not. A list that
 is announced by the image's schema but not there, or that is malformed, keeps everybody out: an omission must not let

@@ -81,6 +81,19 @@ def decode_proxied(data: bytes) -> tuple[Proxied, int] | None:
     return _decode_line(bytes(data[:end])), end + 2
 
 
+def size_of_v2(head: bytes) -> int:
+    """Return how long a block of version 2 is, by its first HEAD.size bytes: for who must not read past its end.
+
+    Raises: RemoteProtocolError if it is no such block, or longer than MAX_V2_BYTES.
+    """
+    signature, _command, _family, length = HEAD.unpack(head)
+    if signature != SIGNATURE:
+        raise RemoteProtocolError("cannot read PROXY header: it is not of version 2")
+    if HEAD.size + length > MAX_V2_BYTES:
+        raise RemoteProtocolError(f"cannot read PROXY header: {length} bytes")
+    return HEAD.size + int(length)
+
+
 def _decode_line(line: bytes) -> Proxied:
     words = line.split(b" ")
     if words[1] == b"UNKNOWN":
