@@ -5,7 +5,7 @@ import os
 import socket
 
 import pytest
-from enclavekit_pf_proxy.flow import COPY_BYTES, Flow, Shared
+from enclavekit_pf_proxy.flow import COPY_BYTES, Flow, NotAllowed, Shared
 from enclavekit_pf_proxy.half_close import Event, State
 from enclavekit_pf_proxy.pipes import LARGE_PIPE_BYTES, PipePool
 
@@ -147,3 +147,21 @@ def test_what_the_sink_does_not_take_is_bounded(lines):
     in_sockets = sum(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for sock in (line.sender, line.flow.sink))
     assert len(sent) < LARGE_PIPE_BYTES + COPY_BYTES + in_sockets + 2 * SLACK  # the last buffer may go over
     assert line.drain() == sent
+
+
+def test_what_has_to_be_seen_is_never_spliced(lines):
+    line, seen = lines[0], []
+    line.flow.check = lambda data: seen.append(data) is None
+    data = bulk(line) + bulk(line)
+    assert line.drain() == data == b"".join(seen)
+    assert not line.flow.is_bulk
+
+
+@pytest.mark.parametrize("count", [1, 2 * COPY_BYTES])
+def test_what_is_not_allowed_does_not_leave(lines, count):
+    line = lines[0]
+    line.flow.check = lambda data: False
+    bulk(line, count)
+    with pytest.raises(NotAllowed):
+        line.move()
+    assert not line.has_bytes()
