@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from enclavekit_core.address import TcpAddress, UnixAddress
@@ -94,7 +95,7 @@ def echo_server(path: str) -> Iterator[None]:
 @contextmanager
 def running(argv: list[str]) -> Iterator[subprocess.Popen[str]]:
     """Run a program that says when it is ready."""
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
             if not process.stdout.readline():
@@ -149,6 +150,8 @@ def compare_redis(directory: str) -> Iterator[Figure]:
     argv += ["--dir", directory, "--maxclients", "1000"]
     with started(argv, port) as (direct, _):
         hops: dict[str, Callable[..., Any]] = {"no proxy": through_nothing, "pf-proxy": through_ours}
+        # socat is a process for each connection; so many are as many as two cores serve
+        hops["pf-proxy, 2 workers"] = partial(through_ours, workers=2)
         for program, through in (("HAProxy", through_haproxy), ("socat", through_socat)):
             if shutil.which(program.lower()):
                 hops[program] = through
@@ -158,7 +161,7 @@ def compare_redis(directory: str) -> Iterator[Figure]:
                 with through(direct, directory) as address:
                     best[name] = max(redis_rate(address, pipelined) for _ in range(2))
             for name, value in best.items():
-                ratio = best["pf-proxy"] / value if name != "pf-proxy" else None
+                ratio = best["pf-proxy"] / value if not name.startswith("pf-proxy") else None
                 what = f"relay: Redis GET, {pipelined} at once, {name}"
                 yield Figure(what, value, "/s", peer="for pf-proxy" if ratio else "", ratio=ratio)
 
@@ -177,10 +180,10 @@ def through_nothing(direct: TcpAddress, directory: str) -> Iterator[TcpAddress]:
 
 
 @contextmanager
-def through_ours(direct: TcpAddress, directory: str) -> Iterator[TcpAddress]:
+def through_ours(direct: TcpAddress, directory: str, workers: int = 1) -> Iterator[TcpAddress]:
     argv = ["pf-proxy", "vsock-to-ip", "-v", "any:7002", "-i", f"127.0.0.1:{direct.port}", "--print-address"]
-    argv += ["--max-per-cid", "0"]
-    with running(argv), ours("", directory, 7002) as (address, _):
+    argv += ["--max-per-cid", "0", "--workers", str(workers)]
+    with running(argv), ours("", directory, 7002, workers) as (address, _):
         yield address
 
 

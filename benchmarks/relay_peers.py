@@ -67,11 +67,11 @@ def fabric_path(port: int) -> str:
 
 
 @contextmanager
-def ours(path: str, directory: str, port: int = 0) -> Iterator[tuple[TcpAddress, int]]:
+def ours(path: str, directory: str, port: int = 0, workers: int = 1) -> Iterator[tuple[TcpAddress, int]]:
     """`path` is that of a vsock port of the parent; or `port` is the port."""
     port = port or int(os.path.basename(path).removesuffix(".sock"))
     argv = ["pf-proxy", "ip-to-vsock", "-i", "127.0.0.1:0", "-v", f"parent:{port}", "--print-address"]
-    argv += ["--max-connections", "20000"]
+    argv += ["--max-connections", "20000", "--workers", str(workers)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as proxy:
         try:
             assert proxy.stdout is not None
