@@ -105,6 +105,8 @@ def test_special_files_are_refused_and_hold_nothing_up(enclave, tmp_path):
     os.mkfifo(enclave.app / "data/pipe")
     (tmp_path / "file").write_bytes(b"x")
     assert enclave.run("cp", f"{CID}:/data/pipe", "got").returncode == 2
+    assert enclave.run("cp", "--system", f"{CID}:/dev/null", tmp_path / "got").returncode == 2  # it would be readable
+    assert not (tmp_path / "got").exists()
     assert enclave.run("cp", "file", f"{CID}:/data/pipe").returncode == 2
     assert inside_names(enclave) == ["pipe"]
 
