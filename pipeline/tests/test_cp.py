@@ -53,13 +53,16 @@ def test_standard_streams(enclave):
 
 
 def test_existing_file_is_replaced_as_a_whole(enclave, tmp_path):
-    (enclave.app / "data/f").write_bytes(b"old and longer than the new one")
+    old = b"old and longer than the new one"
+    (enclave.app / "data/f").write_bytes(old)
     if os.geteuid() == 0:
         os.chown(enclave.app / "data/f", 1234, 55)
     before = (enclave.app / "data/f").stat()
     (tmp_path / "f").write_bytes(b"new")
     (tmp_path / "f").chmod(0o4755)
-    assert enclave.run("cp", "f", f"{CID}:/data/f").returncode == 0
+    with open(enclave.app / "data/f", "rb") as held:
+        assert enclave.run("cp", "f", f"{CID}:/data/f").returncode == 0
+        assert held.read() == old  # whoever reads the old one goes on reading it
     after = (enclave.app / "data/f").stat()
     assert (enclave.app / "data/f").read_bytes() == b"new"
     # the owner stays, as with cp; set-id bits do not travel
@@ -105,6 +108,8 @@ def test_special_files_are_refused_and_hold_nothing_up(enclave, tmp_path):
     os.mkfifo(enclave.app / "data/pipe")
     (tmp_path / "file").write_bytes(b"x")
     assert enclave.run("cp", f"{CID}:/data/pipe", "got").returncode == 2
+    assert enclave.run("cp", "--system", f"{CID}:/dev/null", tmp_path / "got").returncode == 2  # it would be readable
+    assert not (tmp_path / "got").exists()
     assert enclave.run("cp", "file", f"{CID}:/data/pipe").returncode == 2
     assert inside_names(enclave) == ["pipe"]
 
