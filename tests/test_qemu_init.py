@@ -3,6 +3,7 @@
 and what it does on a kernel that lacks something. Takes minutes."""
 
 import json
+import time
 
 import pytest
 from enclavekit_core.runtime_config import expected_pcr16
@@ -25,6 +26,7 @@ resources: {{memory_mib: 1024, cpus: 2}}
 # Landlock is left out of the security modules, and the memory controller is off, as on a small kernel
 POOR = "reboot=k panic=30 pci=off console=ttyS0 random.trust_cpu=on lsm=capability cgroup_disable=memory"
 VALUES = {"LEVEL": "debug"}
+PATIENCE_S = 240  # services come up seconds after the heartbeat, on a busy machine tens of seconds
 
 
 class Guest:
@@ -41,6 +43,10 @@ class Guest:
         self.name, self.id = self.running["name"], self.running["id"]
         root = shell.output("nitro-emu", "dev-root").strip()
         self.trust = ("--eif", self.image, "--identity", "keys/alice", "--insecure-dev-root", root)
+        deadline = time.monotonic() + PATIENCE_S
+        while self.shell.run("initctl", "--enclave", self.name, *self.trust, "ping", expect=None).returncode:
+            assert time.monotonic() < deadline, "its gateway does not answer"
+            time.sleep(1)
 
     def run(self, *argv, stdin=None, expect=0):
         """Run a command in the framework's root."""
