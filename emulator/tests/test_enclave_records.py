@@ -4,6 +4,8 @@
 import hashlib
 import os
 import signal
+import subprocess
+import threading
 
 import pytest
 from enclavekit_core.exit_report import ExitReport, LastLine
@@ -13,7 +15,12 @@ from enclavekit_emulator.boot_pcrs import boot_pcrs
 from enclavekit_emulator.console import ConsoleBuffer, printable
 from enclavekit_emulator.enclave_end import describe_init_end, is_orderly, make_end_record
 from enclavekit_emulator.leftovers import remove_leftovers, remove_tree
-from enclavekit_emulator.memory_limit import plan_hierarchies
+from enclavekit_emulator.memory_limit import (
+    create_memory_group,
+    join_memory_group,
+    plan_hierarchies,
+    remove_memory_group,
+)
 from enclavekit_emulator.nitro_errors import NitroError, explain
 from enclavekit_emulator.state import MAX_ENDED_RECORDS, EnclaveRecord, EnclaveStore, EndRecord
 
@@ -88,6 +95,29 @@ def test_ends_are_kept_for_a_while(store):
     assert len(os.listdir(store.ended)) == MAX_ENDED_RECORDS
     assert store.find_end(name="app").enclave_id == f"i-1-enc{MAX_ENDED_RECORDS + 2}"
     assert store.find_end(enclave_id="i-1-enc0") is None
+
+
+def test_group_goes_with_all_that_the_enclave_made_below_it():
+    """As PID 1 leaves them when it is killed: a group per unit, and processes in them that nobody waits for."""
+    top = create_memory_group(f"test-{os.getpid()}", 64 << 20)
+    if top is None:
+        pytest.skip("this machine has no memory groups for this user")
+    unit = os.path.join(top, "enclave-1", "unit-app")
+    os.makedirs(unit)
+    os.makedirs(os.path.join(top, "enclave-1", "unit-other", "deeper"))
+    left = subprocess.Popen(["sleep", "1000"])
+    try:
+        assert join_memory_group(unit, left.pid)
+        reaper = threading.Thread(target=left.wait, daemon=True)  # a zombie keeps its group busy
+        reaper.start()
+        remove_memory_group(top)
+        assert not os.path.exists(top)
+        assert left.wait() == -signal.SIGKILL
+    finally:
+        left.kill()
+    remove_memory_group(top)  # idempotent
+    with pytest.raises(ValueError, match="not one of ours"):
+        remove_memory_group(os.path.dirname(top) + "/somebody-else")
 
 
 def test_remove_tree_follows_no_link_and_minds_no_depth(tmp_path):

@@ -87,6 +87,8 @@ class Machine:
         (self.image / "init").write_text(stub.replace("/usr/bin/python3", os.path.realpath(sys.executable)))
         (self.image / "init").chmod(0o755)
         self.heartbeat = self.report = self.process = None
+        self.prefix, self.flags = [], []
+        """Words before the command that starts it, and after those of enter_machine.py."""
         self._lines, self._changed = [], threading.Condition()
 
     def unit(self, name, text):
@@ -109,7 +111,10 @@ class Machine:
         script = [sys.executable, str(HERE / "enter_machine.py")]
         arguments = [str(path) for path in (self.root, self.image, self.out, self.runtime)]
         self.process = subprocess.Popen(
-            ["unshare", *NAMESPACES, *script, *arguments], stdin=subprocess.DEVNULL, stdout=console, stderr=console
+            [*self.prefix, "unshare", *NAMESPACES, *script, *arguments, *self.flags],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
         )
         if console == subprocess.PIPE:
             # one pipe for both would be shared with the launcher; init writes to stderr only
@@ -141,6 +146,16 @@ class Machine:
         """PID 1's number outside."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0])
+
+    def groups(self):
+        """The directories of its cgroups on this machine."""
+        try:
+            name = f"enclave-{os.stat(f'/proc/{self.pid1}/ns/pid').st_ino}"
+        except (FileNotFoundError, IndexError):
+            return []
+        with open("/proc/self/mountinfo") as source:
+            points = [line.split()[4] for line in source if " - cgroup" in line]
+        return [str(path) for point in points for path in Path(point).glob(f"**/{name}")]
 
     def wait(self):
         """Wait for the end; return the report."""
@@ -189,8 +204,13 @@ class Machine:
                 port.close()
         if self.process is not None:
             if self.process.poll() is None:
+                groups = self.groups()
                 self.process.send_signal(signal.SIGKILL)
                 self.process.wait()
+                for group in groups:  # of a PID 1 that was killed; the emulator does the same
+                    for directory, _, _ in os.walk(group, topdown=False):
+                        self.wait_for(lambda at=directory: not Path(at, "cgroup.procs").read_text())
+                        os.rmdir(directory)
             if self.process.stderr is not None:
                 with self._changed:
                     self._changed.wait_for(lambda: None in self._lines, PATIENCE_S)

@@ -2,16 +2,19 @@
 """Run inside new namespaces by the `machine` fixture: builds a root like the process machine's and becomes its /init.
 
 Arguments: the directory to use as root, the directory with what the test put into the image, the test's `out`
-directory, the runtime directory with the fabric, and `bare` to leave /proc and all else for init to mount.
+directory, the runtime directory with the fabric, and `old-kernel` for a kernel that knows no call younger than 4.14.
 """
 
+import errno
 import os
+import platform
 import shutil
 import sys
 
 import enclavekit_core
 import enclavekit_enclave_init
-from enclavekit_enclave_init import syscalls
+from enclavekit_core import seccomp
+from enclavekit_enclave_init.runtime import syscalls
 
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 root, image, out, runtime = sys.argv[1:5]
@@ -49,4 +52,10 @@ bind(out, "/log")
 bind(runtime, "/run/enclavekit")
 os.chroot(root)
 os.chdir("/")
+if "old-kernel" in sys.argv[5:]:
+    # as a 4.14 answers: what it does not know is ENOSYS; PID 1 and all units inherit this
+    first = {"x86_64": 333, "aarch64": 292}[platform.machine()]  # io_pgetevents, Linux 4.18
+    steps = [(seccomp.LOAD, 0, 0, 0), (seccomp.JUMP_IF_NOT_LESS, 0, 1, first)]
+    steps += [(seccomp.RETURN, 0, 0, seccomp.ERROR | errno.ENOSYS), (seccomp.RETURN, 0, 0, seccomp.ALLOW)]
+    syscalls.filter_calls(b"".join(seccomp.INSTRUCTION.pack(*step) for step in steps))
 os.execve("/init", ["/init", "quiet"], {"HOME": "/", "TERM": "linux"})

@@ -124,7 +124,8 @@ Three ways lead to PID 1:
         channel.PORT
     } | clients with `control` in the image's list |
 
-The last one is off unless the image's `enclave.yaml` gives a client `control` (or `rbuilds build --authorize CERT:all,control`).
+The last one is off unless the image's `enclave.yaml` gives a client `control` (or `rbuilds build --authorize CERT:control`,
+`CERT:all,control`). Whom the runtime configuration's `PIPELINE_REVOKED` names is kept out, as by pipeline.
 
 ## Command line
 
@@ -146,7 +147,8 @@ parent gets an exit report.
 
 {table(["permission", "what for"], [[f"`{name}`", text] for name, text in PERMISSIONS.items()])}
 
-Root has them all. Other users have what `/etc/init.toml`, which is measured, says; whoever is not there is turned away at once:
+Root has them all. Other users have what `/etc/init.toml`, which is measured, says, or, in its place, `control.allow` of
+`enclave.yaml`, which names users of the app and puts the socket into its root; whoever is not there is turned away at once:
 
 ```toml
 [control]

@@ -12,8 +12,8 @@ from .conftest import NAMESPACES
 SCRIPT = Path(__file__).with_name("chaos_enclave.py")
 
 
-def run_chaos(tmp_path, seed, steps, flood_lines, timeout_s):
-    arguments = [str(tmp_path), str(seed), str(steps), str(flood_lines)]
+def run_chaos(tmp_path, seed, steps, flood_lines, storm_forks, timeout_s):
+    arguments = [str(tmp_path), str(seed), str(steps), str(flood_lines), str(storm_forks)]
     return subprocess.run(
         ["unshare", *NAMESPACES, sys.executable, str(SCRIPT), *arguments],
         stdin=subprocess.DEVNULL,
@@ -26,7 +26,7 @@ def run_chaos(tmp_path, seed, steps, flood_lines, timeout_s):
 @pytest.mark.usefixtures("_namespaces")
 @pytest.mark.parametrize("seed", [1, 2])
 def test_short_chaos_agrees_with_the_model(tmp_path, seed):
-    done = run_chaos(tmp_path, seed, steps=120, flood_lines=20_000, timeout_s=400)
+    done = run_chaos(tmp_path, seed, steps=120, flood_lines=20_000, storm_forks=30, timeout_s=400)
     assert done.stdout == "agreed\n", done.stdout + done.stderr
 
 
@@ -35,5 +35,5 @@ def test_short_chaos_agrees_with_the_model(tmp_path, seed):
 @pytest.mark.parametrize("seed", range(10, 14))
 def test_long_chaos_agrees_with_the_model(tmp_path, seed):
     # a flood of 100 MB: 17 bytes a line
-    done = run_chaos(tmp_path, seed, steps=3000, flood_lines=6_000_000, timeout_s=3600)
+    done = run_chaos(tmp_path, seed, steps=10_000, flood_lines=6_000_000, storm_forks=1500, timeout_s=3600)
     assert done.stdout == "agreed\n", done.stdout + done.stderr

@@ -22,7 +22,7 @@ from enclavekit_emulator.nsm_authority import dev_root_path
 from enclavekit_emulator.nsm_server import serve_nsm
 from enclavekit_emulator.nsm_service import NsmService
 from enclavekit_enclave_init.initctl import channel
-from enclavekit_enclave_init.initctl.gateway import Clients
+from enclavekit_enclave_init.initctl.clients import Clients
 from enclavekit_enclave_init.initctl.requests import PERMISSIONS
 from enclavekit_pipeline.host.identity import generate
 from hypothesis import given
@@ -79,6 +79,12 @@ def test_what_is_no_hello(wire):
         [{"name": "a", "control": ["fly"], "spki_sha256": "00" * 32}], [{"name": "a", "control": ["status"]}],
         [{"name": "a", "control": ["status"], "spki_sha256": "00"}],
         [{"name": "a", "control": ["status"], "certificate": "x"}],
+        [{"name": "a", "control": ["status"], "certificate": "x", "spki_sha256": "00" * 32}],
+        # the same key, or the same name, for two: whose permissions count must not depend on their order
+        [{"name": "a", "control": ["status"], "spki_sha256": "00" * 32},
+         {"name": "b", "allow": ["exec"], "spki_sha256": "00" * 32}],
+        [{"name": "a", "control": ["status"], "spki_sha256": "00" * 32},
+         {"name": "a", "control": ["all"], "spki_sha256": "11" * 32}],
     ],
 )  # fmt: skip
 def test_no_usable_list_no_listener(tmp_path, clients):
@@ -106,7 +112,10 @@ def inside(tmp_path_factory):
         generate(name, str(top))
         entry = {"name": name, "allow": ["exec"], "certificate": (top / f"{name}.crt").read_text()}
         entries.append(entry if control is None else {**entry, "control": control})
+    generate("only", str(top))
+    entries.append({"name": "only", "allow": [], "control": ["status"], "certificate": (top / "only.crt").read_text()})
     generate("stranger", str(top))
+    (top / "schema.json").write_text('{"LEVEL": {"type": "string"}}')
     (top / "clients.yaml").write_text(yaml.safe_dump({"clients": entries}))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(top / "nsm.sock"))
@@ -122,7 +131,19 @@ def inside(tmp_path_factory):
         processes = [
             subprocess.Popen([*run, *units, "--control-socket", top / "init.sock"], stderr=output),
             subprocess.Popen(
-                [*gateway, "--socket", top / "init.sock", "--nsm", top / "nsm.sock"], stderr=output, env=environment
+                [
+                    *gateway,
+                    "--socket",
+                    top / "init.sock",
+                    "--nsm",
+                    top / "nsm.sock",
+                    "--runtime-schema",
+                    top / "schema.json",
+                    "--runtime-values",
+                    top / "values.json",
+                ],
+                stderr=output,
+                env=environment,
             ),
         ]
     try:
@@ -174,6 +195,30 @@ def test_who_is_not_granted_it_does_not(inside):
     assert "may not" in inside.initctl("logs", identity="watcher", status=1)
     for identity in ("other", "stranger"):
         assert "nobody in the enclave's list" in inside.initctl("ping", identity=identity, status=3)
+
+
+def test_who_is_revoked_does_not_either(inside):
+    """As with pipeline: a list that is announced and has not come, or is malformed, keeps everybody out."""
+    schema, values = inside.top / "schema.json", inside.top / "values.json"
+    before = schema.read_text()
+    schema.write_text('{"PIPELINE_REVOKED": {"type": "string"}}')
+    try:
+        assert "has not come yet" in inside.initctl("ping", status=3)
+        values.write_text('{"PIPELINE_REVOKED": "watcher"}')
+        assert "pong" in inside.initctl("ping")
+        assert "watcher is revoked" in inside.initctl("ping", identity="watcher", status=3)
+        values.write_text('{"PIPELINE_REVOKED": 7}')
+        assert "malformed" in inside.initctl("ping", status=3)
+    finally:
+        schema.write_text(before)
+        values.unlink(missing_ok=True)
+
+
+def test_who_is_there_for_control_only_is_let_in_here_and_nowhere_else(inside):
+    from enclavekit_pipeline.enclave.clients import Clients as PipelineClients
+
+    assert "pong" in inside.initctl("ping", identity="only")
+    assert PipelineClients.load(str(inside.top / "clients.yaml"))
 
 
 def test_an_enclave_that_is_another_hears_nothing(inside):

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from enclavekit_core import landlock, seccomp
@@ -300,13 +301,20 @@ def test_cgroups_bound_what_a_unit_uses(make_machine):
             + "After = ['escapes']\n"
             + ONCE,
             "leaver": sh("sleep 1000 & echo $! >/tmp/left") + "KillMode = 'process'\n" + ONCE,
-            "finder": sh("kill -0 $(cat /tmp/left) && echo lives") + "After = ['leaver']\n" + ONCE,
+            "finder": sh("kill -0 $(cat /tmp/left) && echo lives; readlink /proc/self/ns/pid")
+            + "After = ['leaver']\n"
+            + ONCE,
             "capable": sh("cat /proc/self/status; chroot / true; chown 5 /tmp/escaped && echo chowned")
             + "CapabilityBoundingSet = ['CAP_CHOWN', 'KILL']\nAfter = ['escapes']\n"
             + ONCE,
         },
     )  # fmt: skip
     assert booted.ended("hog", "killed by signal 9, out of memory"), booted.console
+    # the hierarchies are this machine's: nothing of the enclave is left in them
+    [namespace] = [line.strip("pid:[]") for line in booted.lines("finder") if line.startswith("pid:[")]
+    with open("/proc/self/mountinfo") as source:
+        points = [line.split()[4] for line in source if " - cgroup" in line]
+    assert points and not [path for point in points for path in Path(point).glob(f"**/enclave-{namespace}")]
     assert booted.lines("crowd") == ["9 11"]
     assert float(booted.lines("slow")[0]) < 0.6
     assert "gone" in booted.lines("hunter") and "lives" in booted.lines("finder")

@@ -8,14 +8,15 @@ import threading
 
 import pytest
 from enclavekit_pf_proxy.limits import FDS_PER_CONNECTION
+from enclavekit_pf_proxy.pipes import PipePool
 
 PIECE = os.urandom(1 << 20)
 PIECES = 48
 LINGER_RESET = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 s
 
 
-def send_pieces(sock):
-    for _ in range(PIECES):
+def send_pieces(sock, pieces=PIECES):
+    for _ in range(pieces):
         sock.sendall(PIECE)
     sock.shutdown(socket.SHUT_WR)
 
@@ -27,12 +28,13 @@ def digest_of(sock, results, key):
     results[key] = digest.digest()
 
 
-def test_large_transfers_both_ways_at_once(relay_pair):
+@pytest.mark.parametrize("pieces", [PIECES, pytest.param(1024, marks=pytest.mark.long)])
+def test_large_transfers_both_ways_at_once(relay_pair, pieces):
     client, upstream = relay_pair()
     results = {}
     threads = [
-        threading.Thread(target=send_pieces, args=(client,)),
-        threading.Thread(target=send_pieces, args=(upstream,)),
+        threading.Thread(target=send_pieces, args=(client, pieces)),
+        threading.Thread(target=send_pieces, args=(upstream, pieces)),
         threading.Thread(target=digest_of, args=(client, results, "down")),
         threading.Thread(target=digest_of, args=(upstream, results, "up")),
     ]
@@ -40,8 +42,24 @@ def test_large_transfers_both_ways_at_once(relay_pair):
         thread.start()
     for thread in threads:
         thread.join()
-    expected = hashlib.sha256(PIECE * PIECES).digest()
-    assert results == {"down": expected, "up": expected}
+    digest = hashlib.sha256()
+    for _ in range(pieces):
+        digest.update(PIECE)
+    assert results == {"down": digest.digest(), "up": digest.digest()}
+
+
+def test_few_pipes_serve_many_bulk_connections(relay_pair, monkeypatch):
+    """A pipe goes from flow to flow, and never with bytes in it."""
+    monkeypatch.setattr(relay_pair.server.shared, "pipes", PipePool(max_pipes=1))
+    pairs = [relay_pair() for _ in range(4)]
+    results = {}
+    threads = [threading.Thread(target=send_pieces, args=(client,)) for client, _ in pairs]
+    threads += [threading.Thread(target=digest_of, args=(pairs[n][1], results, n)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == dict.fromkeys(range(4), hashlib.sha256(PIECE * PIECES).digest())
 
 
 def test_small_messages_pass_at_once(relay_pair):
@@ -51,6 +69,42 @@ def test_small_messages_pass_at_once(relay_pair):
         assert upstream.recv(100) == b"%d" % number
         upstream.sendall(b"-")
         assert client.recv(100) == b"-"
+
+
+@pytest.mark.parametrize("size", [1, 3_000_000])
+def test_urgent_data_takes_its_place_in_the_stream(relay_pair, read_all, size):
+    """Vsock has none: urgency ends at the proxy, the bytes do not."""
+    client, upstream = relay_pair()
+    one, other = (client, upstream) if client.family == socket.AF_INET else (upstream, client)
+    pieces = [os.urandom(size) for _ in range(3)]
+
+    def send():
+        for piece in pieces:
+            one.sendall(piece)
+            one.send(b"!", socket.MSG_OOB)
+        one.send(b".")
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    expected = b"".join(piece + b"!" for piece in pieces) + b"."
+    received = b""
+    while len(received) < len(expected):  # no end comes to the rescue
+        received += other.recv(1 << 20)
+    sender.join()
+    assert received == expected
+
+
+def test_single_bytes_pass(relay_pair, read_all):
+    client, upstream = relay_pair()
+    for one, other in ((client, upstream), (upstream, client)):
+        reader_got = []
+        reader = threading.Thread(target=lambda sock=other, got=reader_got: got.append(read_all(sock)))
+        reader.start()
+        for byte in PIECE[:5000]:
+            one.send(bytes([byte]))
+        one.shutdown(socket.SHUT_WR)
+        reader.join()
+        assert reader_got == [PIECE[:5000]]
 
 
 @pytest.mark.parametrize("first", ["client", "upstream"])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from enclavekit_core.address import CID_ANY, CID_PARENT, TcpAddress, VsockAddres
 from enclavekit_core.errors import TransportError
 from enclavekit_core.proxy_protocol import Proxied, decode_proxied, encode_v1, encode_v2
 from enclavekit_core.streams import Listener, connect
-from enclavekit_pf_proxy import connection
+from enclavekit_pf_proxy import target
 from enclavekit_pf_proxy.destinations import DestinationRules, parse_range
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.server import Server
@@ -162,7 +163,7 @@ def test_noise_and_silence_are_ended():
 def diverted(web, monkeypatch):
     """No firewall in this process: connections to the listener count as diverted from the web server's address."""
     where = TcpAddress("127.0.0.1", web.getsockname()[1])
-    monkeypatch.setattr(connection, "read_original", lambda sock: where)
+    monkeypatch.setattr(target, "read_original", lambda sock: where)
     return where
 
 
@@ -272,6 +273,32 @@ def test_a_range_of_ports_is_one_listener(free_range):
         assert server.totals.accepted == 2  # one at a time: the limit is the range's
 
 
+def numbers_of(server):
+    return {connection.number for connection in server.connections()}
+
+
+@pytest.mark.parametrize("header", [Header.V2, Header.V1])
+def test_a_connection_has_one_id_at_both_transparent_ends(web, diverted, header):
+    with running(host_end()) as host, running(enclave_end(header)) as enclave, dial(enclave.addresses[0]) as client:
+        client.sendall(b"x")
+        app, _ = web.accept()
+        with app:
+            assert read_exactly(app, 1) == b"x"
+            assert (numbers_of(host) == numbers_of(enclave)) == (header is Header.V2)  # the first has no room for it
+
+
+def test_a_connection_has_one_id_at_both_plain_ends_with_proxy_headers(web):
+    there = Endpoint(TcpAddress("127.0.0.1", web.getsockname()[1]))
+    inside = Service(Mode.VSOCK_TO_IP, Endpoint(HOST_END), there, accept_proxy=True)
+    outside = Service(Mode.IP_TO_VSOCK, TCP, Endpoint(HOST_END), send_proxy=2)
+    with running(inside) as one, running(outside) as other, dial(other.addresses[0]) as client:
+        client.sendall(b"x")
+        app, _ = web.accept()
+        with app:
+            assert read_exactly(app, 1) == b"x"
+            assert numbers_of(one) == numbers_of(other) != set()
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_proxy_headers_carry_the_source(version):
     service = Service(Mode.IP_TO_VSOCK, TCP, Endpoint(HOST_END), send_proxy=version)
@@ -280,8 +307,10 @@ def test_proxy_headers_carry_the_source(version):
         peer, _ = listener.accept()
         with peer:
             wanted = Proxied(TcpAddress(*client.getsockname()), server.addresses[0])
-            size = len((encode_v1 if version == 1 else encode_v2)(wanted))
-            assert decode_proxied(read_exactly(peer, size)) == (wanted, size)
+            size = len((encode_v1 if version == 1 else encode_v2)(replace(wanted, connection_id=0)))
+            found, used = decode_proxied(read_exactly(peer, size))
+            assert (replace(found, connection_id=None), used) == (wanted, size)
+            assert (found.connection_id is not None) == (version == 2)
             assert read_exactly(peer, 6) == b"stream"
 
 

@@ -53,7 +53,7 @@ class Inside:
     def run(self, verb, *argv, stdin=b"", identity="alice", pcr0=PCRS[0], trust=True):
         flags = self.flags(identity, pcr0) if trust else []
         words = [BIN / "pipeline", verb, *flags, *map(str, argv)]
-        return subprocess.run(words, env=self.environment, input=stdin, capture_output=True, timeout=60)
+        return subprocess.run(words, env=self.environment, input=stdin, capture_output=True, timeout=300)
 
 
 @contextlib.contextmanager
@@ -93,7 +93,7 @@ def listening(inside, clients, cid=CID, flags=()):
             yield process
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(120)
 
 
 def install_program(name, app):

@@ -75,6 +75,15 @@ def test_only_the_holder_of_a_listed_key_is_known(tmp_path):
             clients.authenticate(certificate, signature, b"x")
 
 
+def test_who_is_listed_for_initctl_alone_does_not_enter(tmp_path):
+    generate("watcher", str(tmp_path))
+    certificate = (tmp_path / "watcher.crt").read_text()
+    clients = load(tmp_path, {"name": "watcher", "allow": [], "control": ["status"], "certificate": certificate})
+    watcher = Identity.load(str(tmp_path / "watcher"))
+    with pytest.raises(VerificationError, match="may do nothing here"):
+        clients.authenticate(watcher.certificate_der, watcher.sign(b"x"), b"x")
+
+
 def test_ec_keys_work_as_well(tmp_path):
     import datetime
 

@@ -54,7 +54,7 @@ def is_forker(pid):
 
 async def until(condition, what):
     """Wait until something is so; how long it takes is not tested."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, what
         await asyncio.sleep(0.02)

@@ -10,7 +10,6 @@ import random
 import secrets
 import shutil
 import subprocess
-import time
 
 import pytest
 
@@ -22,6 +21,9 @@ OLD, NEW = secrets.token_bytes(300_000), secrets.token_bytes(12_000_000)
 ALLOWED = {hashlib.sha256(content).digest() for content in (OLD, NEW)}
 KEPT = (".old.enclavekit-partial", ".target.enclavekit-partial")  # for a copy's resumption, README of the part
 LONGEST_S = 0.9  # a request's whole life, start of the process included: kills before, in and after it
+MOST_TRIES = 100
+LOOK_S = 0.25
+IDLE_LOOKS = 400  # at a process that does nothing at all: more than its longest timer, a PING's 60 s
 
 
 @pytest.fixture
@@ -63,6 +65,35 @@ def live(process, seconds):
         process.wait(seconds)
     except subprocess.TimeoutExpired:
         pass
+
+
+def wait_while_it_works(process):
+    """Wait for its end, however slow the machine is: what neither works nor waits for a processor or a disk hangs."""
+    idle, before = 0, None
+    while idle < IDLE_LOOKS:
+        try:
+            return process.wait(LOOK_S)
+        except subprocess.TimeoutExpired:
+            now = work_of(process.pid)
+            idle = idle + 1 if now == before else 0
+            before = now
+    raise AssertionError(f"it hangs: {before}")
+
+
+def work_of(pid):
+    """Return what its threads have done so far, by number: state, time used, how often they went to sleep."""
+    done = {}
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{thread}/stat") as stat, open(f"/proc/{pid}/task/{thread}/status") as status:
+                fields = stat.read().rpartition(")")[2].split()
+                switches = next(line for line in status if line.startswith("voluntary"))
+        except FileNotFoundError:
+            continue
+        if fields[0] in "RD":
+            return object()  # as good as another number: it would go on if it could
+        done[thread] = (fields[0], fields[11], fields[12], int(switches.split()[1]))
+    return done
 
 
 def check_files(inside, others=()):
@@ -111,7 +142,7 @@ def kill_listeners(inside, rounds, seed):
             caller = start(inside, rng)
             live(caller, rng.uniform(0, LONGEST_S))
             listener.kill()
-            caller.wait(60)  # no wedge: it hears of it
+            wait_while_it_works(caller)  # no wedge: it hears of it
         check_files(inside, KEPT)
     with listening(inside, [grant(inside, "alice", system=True)], cid=KILL_CID):
         finish_copies(inside)
@@ -119,10 +150,24 @@ def kill_listeners(inside, rounds, seed):
 
 def serves(inside):
     words = ["exec", "--system", KILL_CID, "--", "sh", "-c", "exit 7"]
-    deadline = time.monotonic() + 30
-    while (done := inside.run(*words)).returncode == 255 and time.monotonic() < deadline:
-        pass  # what was cut may still be on its way out of a session limit
+    for _ in range(MOST_TRIES):
+        if (done := inside.run(*words)).returncode != 255:
+            break  # what was cut may still be on its way out of a session limit
     return done.returncode == 7
+
+
+def test_who_works_is_waited_for_and_who_hangs_is_found_out(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.LOOK_S", 0.02)
+    monkeypatch.setattr(f"{__name__}.IDLE_LOOKS", 10)
+    with subprocess.Popen(["sh", "-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"]) as busy:
+        wait_while_it_works(busy)
+        assert busy.returncode == 0
+    with subprocess.Popen(["sleep", "1000"]) as hung:
+        try:
+            with pytest.raises(AssertionError, match="hangs"):
+                wait_while_it_works(hung)
+        finally:
+            hung.kill()
 
 
 async def test_callers_killed_at_random(place):

@@ -5,8 +5,8 @@ import asyncio
 import json
 
 import pytest
+from enclavekit_attestation.revocation import SETTING, Revocations, parse_revoked
 from enclavekit_core.errors import RemoteProtocolError, VerificationError
-from enclavekit_pipeline.enclave.revocation import SETTING, Revocations, parse_revoked
 from enclavekit_pipeline.host.session import Session, connected
 from hypothesis import given
 from hypothesis import strategies as st

@@ -17,6 +17,7 @@ from enclavekit_pipeline.wire import tree_sender
 from enclavekit_pipeline.wire.tree_content import MIN_CHUNK_BYTES, ContentHash
 from enclavekit_pipeline.wire.tree_receiver import TreeReceiver
 from enclavekit_pipeline.wire.tree_records import (
+    FROM_SENDER,
     Count,
     Data,
     Digests,
@@ -100,6 +101,23 @@ def test_copy_is_the_same_whatever_is_there(tmp_path, monkeypatch, options):
     assert open_descriptors() == before
     if options.get("delta"):
         assert second < first / 2
+
+
+def test_batch_is_good_until_the_one_after_the_next(tmp_path):
+    """It is still being sent while the next one is put together."""
+    (tmp_path / "big").write_bytes(secrets.token_bytes(5_000_000))
+    source = TreeSource(os.open(tmp_path / "big", os.O_RDONLY), "source", ReadOptions())
+    batch, wire = source.next_batch([]), b""
+    while not batch.finished:
+        before = bytes(batch.data)
+        following = source.next_batch([])
+        assert batch.data == before
+        wire += before
+        batch = following
+    wire += batch.data
+    source.close()
+    content = b"".join(record.data for record in RecordDecoder(FROM_SENDER).feed(wire) if isinstance(record, Data))
+    assert content == (tmp_path / "big").read_bytes()
 
 
 @pytest.mark.parametrize("delta", [False, True])

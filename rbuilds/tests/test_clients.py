@@ -31,11 +31,14 @@ from enclavekit_rbuilds.manifest.model import ClientEntry, Verb
         (":all", list(VERBS), True),
         (":shell", ["shell"], False),
         (":dial,exec", ["exec", "dial"], False),
+        (":control", [], False),
+        (":control,exec", ["exec"], False),
     ],
 )
 def test_verbs(certificate, suffix: str, allow: list[str], system: bool) -> None:
     client = parse_authorization(f"{certificate('alice')}{suffix}")
     assert (client.name, client.allow, client.system) == ("alice", allow, system)
+    assert client.control == (["all"] if "control" in suffix else [])
 
 
 def test_the_file_holds_the_certificate(certificate) -> None:

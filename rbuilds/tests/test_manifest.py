@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from enclavekit_core.errors import ConfigError, EnclavekitError
+from enclavekit_core.errors import ConfigError, EnclavekitError, InputError
 from enclavekit_rbuilds.build import BuildRequest
 from enclavekit_rbuilds.cli import build_parser, main
 from enclavekit_rbuilds.commands.build import request_from_args
@@ -46,6 +46,7 @@ logs:
   to_parent: all
   stream_port: 9100
   redact: ["pw=[a-z]+"]
+control: {allow: [{user: web, permissions: [status, logs]}]}
 runtime_config: {REGION: {type: string, default: eu-west-1}}
 kernel: {source: file, path: bzImage, sha256: %s}
 signing: {key: signing.key, certificate: signing.crt}
@@ -336,6 +337,26 @@ def test_logs_go_into_the_image_as_pid_1_reads_them():
     assert tomllib.loads(render_logs(logs).decode()) == {
         "logs": {"redact": ['pw=\\S+"'], "to_parent": "all", "stream_port": 9100}
     }
+
+
+def test_users_of_the_app_may_ask_pid_1_for_what_the_manifest_says(tmp_path):
+    init = pytest.importorskip("enclavekit_enclave_init.config", reason="enclave_init is not installed")
+    from enclavekit_rbuilds.app.directory import read_directory
+    from enclavekit_rbuilds.manifest.control import ControlGrant, render_control
+    from enclavekit_rbuilds.plan.app import resolve_grants
+
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n")
+    tree = read_directory(str(tmp_path))
+    grants = [ControlGrant(user="web", permissions=["status", "logs"]), ControlGrant(user="7", permissions=["all"])]
+    text = render_control(resolve_grants(tree, grants)).decode()
+    config = init.add_app_config(init.InitConfig(), "[logs]\nto_parent = 'all'\n" + text, "init.toml")
+    assert dict(config.control.allow)[1000] == {"status", "logs"} and len(dict(config.control.allow)[7]) > 2
+    assert config.control.socket == init.InitConfig().control.socket and config.logs.to_parent == "all"
+    assert render_control([]) == b""
+    for wrong in (["web", "1000"], ["root"], ["0"], ["nobody-of-the-app"]):
+        with pytest.raises(InputError):
+            resolve_grants(tree, [ControlGrant(user=user, permissions=["status"]) for user in wrong])
 
 
 @pytest.mark.parametrize("pattern", ["(", "(a)", "a*", "(?i)a"])

@@ -8,7 +8,9 @@ Source: Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from dataclasses import dataclass
 
@@ -115,13 +117,15 @@ def ran_out_of_memory(path: str) -> bool:
 
 
 def remove_memory_group(path: str) -> None:
-    """Remove a group whose processes have all ended. Raises OSError if it stays busy."""
+    """Remove a group and those that the enclave has made below it (PID 1 has one for each unit), and kill whatever is
+    still in one of them. Raises OSError if one stays busy.
+    """
     if not os.path.basename(path).startswith(PREFIX):
         raise ValueError(f"cannot remove cgroup {path}: it is not one of ours")
     deadline = time.monotonic() + MAX_REMOVE_WAIT_S
     while True:
         try:
-            os.rmdir(path)
+            _remove_tree(path)
             return
         except FileNotFoundError:
             return
@@ -129,6 +133,30 @@ def remove_memory_group(path: str) -> None:
             if time.monotonic() > deadline:
                 raise
             time.sleep(REMOVE_POLL_S)
+
+
+def _remove_tree(top: str) -> None:
+    """Remove groups from the leaves up. Raises OSError at the first that is busy, after it has killed what is in it."""
+    found = [top]
+    while found:
+        below = [entry.path for entry in os.scandir(found[-1]) if entry.is_dir(follow_symlinks=False)]
+        if below:
+            found += below
+            continue
+        here = found.pop()
+        try:
+            os.rmdir(here)
+        except OSError:
+            _kill_group(here)
+            raise
+
+
+def _kill_group(path: str) -> None:
+    with contextlib.suppress(OSError), open(os.path.join(path, "cgroup.procs"), encoding="ascii") as source:
+        for line in source:
+            if int(line) > 1:  # 0 is a process that this namespace does not see
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(int(line), signal.SIGKILL)
 
 
 def _write(path: str, text: str) -> None:

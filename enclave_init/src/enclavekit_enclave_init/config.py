@@ -100,7 +100,8 @@ def parse_config(text: str, source: str) -> InitConfig:
 
 
 def add_app_config(config: InitConfig, text: str, source: str) -> InitConfig:
-    """Return `config` with what the app's part of the image says: its table `logs`, in place of the framework's.
+    """Return `config` with what the app's part of the image says, in place of the framework's: its table `logs`, and
+    who of its users may ask for what (`control.allow`).
 
     Raises: ConfigError.
     """
@@ -108,9 +109,16 @@ def add_app_config(config: InitConfig, text: str, source: str) -> InitConfig:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as exc:
         raise ConfigError(source, "", str(exc).lower()) from exc
-    if unknown := document.keys() - {"logs"}:
-        raise ConfigError(source, min(unknown), "unknown key: only logs is the app's to say")
-    return replace(config, logs=parse_log_config(document["logs"], source)) if "logs" in document else config
+    if unknown := document.keys() - {"logs", "control"}:
+        raise ConfigError(source, min(unknown), "unknown key: only logs and control.allow are the app's to say")
+    if "logs" in document:
+        config = replace(config, logs=parse_log_config(document["logs"], source))
+    if "control" in document:
+        control = parse_control_config(document["control"], source)
+        if "socket" in document["control"]:
+            raise ConfigError(source, "control.socket", "of control, only allow is the app's to say")
+        config = replace(config, control=replace(config.control, allow=control.allow))
+    return config
 
 
 def _refuse_unknown(values: Mapping[str, object], shape: type, source: str, prefix: str) -> None:

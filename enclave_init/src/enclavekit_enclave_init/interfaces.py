@@ -12,14 +12,14 @@ from types import TracebackType
 from enclavekit_core.errors import EnclavekitError, describe_cause
 
 from enclavekit_enclave_init.config import InitConfig
-from enclavekit_enclave_init.control import Control
-from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.initctl.boot_times import BootTimes
 from enclavekit_enclave_init.initctl.server import ControlServer
 from enclavekit_enclave_init.initctl.service import ControlService
-from enclavekit_enclave_init.journal import Journal
+from enclavekit_enclave_init.logs.journal import Journal
 from enclavekit_enclave_init.logs.kernel_reader import KernelReader
 from enclavekit_enclave_init.logs.parent_streams import ParentStreams
+from enclavekit_enclave_init.runtime.control import Control
+from enclavekit_enclave_init.runtime.event_loop import EventLoop
 
 
 class Interfaces:
@@ -40,7 +40,7 @@ class Interfaces:
         self._with_parent, self._own_kernel = with_parent, own_kernel
         hub = journal.hub
         operations = Control(loop, config.service_dir)
-        operations.observe(lambda unit, state: times.note_state(unit, state, time.monotonic()))
+        operations.observe(lambda unit, state: times.note_state(unit, state, time.monotonic(), time.process_time()))
         self._streams = ParentStreams(loop.reactor, hub, config.logs, config.vsock.cid)
         directories = (config.log_dir, config.service_dir)
         service = ControlService(loop, operations, hub, times, self._streams, directories)

@@ -16,31 +16,35 @@ from typing import NoReturn
 
 from enclavekit_core.errors import EnclavekitError
 
-from enclavekit_enclave_init import boot_plan, syscalls
-from enclavekit_enclave_init.cgroups import Cgroups
+from enclavekit_enclave_init.boot import plan as boot_plan
+from enclavekit_enclave_init.boot.execute import run_operations
+from enclavekit_enclave_init.boot.heartbeat import send_heartbeat
+from enclavekit_enclave_init.boot.join import read_file_list
+from enclavekit_enclave_init.boot.kernel_features import describe_missing, find_abilities
+from enclavekit_enclave_init.boot.nsm_relay import read_nsm_port
+from enclavekit_enclave_init.boot.ready import ReadyHeartbeat
+from enclavekit_enclave_init.boot.steps import MakeDirectory
 from enclavekit_enclave_init.config import APP_CONFIG_PATH, CONFIG_PATH, InitConfig
-from enclavekit_enclave_init.console import Console
-from enclavekit_enclave_init.control import Control
-from enclavekit_enclave_init.event_loop import EventLoop
-from enclavekit_enclave_init.events import Outcome
-from enclavekit_enclave_init.execute import read_mounted, run_operations
-from enclavekit_enclave_init.heartbeat import send_heartbeat
 from enclavekit_enclave_init.initctl.boot_times import BootTimes
 from enclavekit_enclave_init.interfaces import Interfaces
-from enclavekit_enclave_init.join import read_file_list
-from enclavekit_enclave_init.journal import Journal
-from enclavekit_enclave_init.kernel_features import describe_missing, find_abilities
+from enclavekit_enclave_init.logs.console import Console
 from enclavekit_enclave_init.logs.hub import LogHub
-from enclavekit_enclave_init.nsm_relay import read_nsm_port
-from enclavekit_enclave_init.ordering import plan_start
-from enclavekit_enclave_init.ready import ReadyHeartbeat
+from enclavekit_enclave_init.logs.journal import Journal
 from enclavekit_enclave_init.report import BOOT, BUG, lines_for_parent, make_report, send_report
-from enclavekit_enclave_init.supervisor import Supervisor
-from enclavekit_enclave_init.unit_files import read_app_config, read_config, read_units
-from enclavekit_enclave_init.units import Unit
+from enclavekit_enclave_init.runtime import syscalls
+from enclavekit_enclave_init.runtime.cgroups import Cgroups
+from enclavekit_enclave_init.runtime.control import Control
+from enclavekit_enclave_init.runtime.event_loop import EventLoop
+from enclavekit_enclave_init.runtime.mount_table import read_mounted
+from enclavekit_enclave_init.supervision.events import Outcome
+from enclavekit_enclave_init.supervision.supervisor import Supervisor
+from enclavekit_enclave_init.units.files import read_app_config, read_config, read_units
+from enclavekit_enclave_init.units.ordering import plan_start
+from enclavekit_enclave_init.units.unit import Unit
 
 LAST_WORDS_S = 2.0  # how long the end waits for a slow console and for the parent to take the report
 CONSOLE_FD = 2
+REAP_POLL_S = 0.005
 EXIT_BUG = 70  # EX_SOFTWARE
 MAX_INHERITED_FD = 1024
 
@@ -54,6 +58,7 @@ class Enclave:
         self.journal = Journal(self.hub)
         self.config = InitConfig()
         self.times = BootTimes(time.monotonic())
+        self.cgroups = Cgroups({})
         self.owns_machine = False
 
     def boot_and_run(self) -> Outcome:
@@ -78,12 +83,20 @@ class Enclave:
             heartbeat_waits=heartbeat_waits(units),
         )
         run_operations(system, self.journal, lambda: None, self.times.add_step)
-        if self.owns_machine:  # on a process machine the kernel is the host's, and vsock and NSM are emulated
-            for line in describe_missing():
-                self.journal(line)
+        for line in describe_missing(own_kernel=self.owns_machine):
+            self.journal(line)
         self.journal(f"booted in {(time.monotonic() - self.times.began) * 1000:.0f} ms")
+        # where the kernel is shared, so are its cgroups
+        self.cgroups = Cgroups.find("" if self.owns_machine else f"enclave-{os.stat('/proc/self/ns/pid').st_ino}")
         return supervise(
-            supervisor, self.config, self.console, self.journal, self.times, as_pid1=True, own_kernel=self.owns_machine
+            supervisor,
+            self.config,
+            self.console,
+            self.journal,
+            self.times,
+            cgroups=self.cgroups,
+            as_pid1=True,
+            own_kernel=self.owns_machine,
         )
 
     def report(self, outcome: Outcome, failed: str = "") -> None:
@@ -104,6 +117,9 @@ class Enclave:
             os.kill(-1, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        if self.cgroups.outlive_us:
+            reap_all(LAST_WORDS_S)  # a zombie keeps its group
+            self.cgroups.close()
         self.console.flush_for(LAST_WORDS_S)
         os.sync()
         try:
@@ -133,21 +149,19 @@ def supervise(
     journal: Journal,
     times: BootTimes,
     *,
+    cgroups: Cgroups,
     as_pid1: bool,
     own_kernel: bool,
 ) -> Outcome:
     """Run the units until everything has stopped.
 
     Args:
+        cgroups: where units get groups of their own.
         as_pid1: may mount, and talks to the parent.
         own_kernel: the kernel's log is the enclave's.
     """
     journal.hub.configure(config.logs)
     journal.hub.keep_files(config.log_dir, config.max_log_size, config.max_log_files)
-    cgroups = Cgroups({})
-    if as_pid1:
-        # where the kernel is shared, so are its cgroups
-        cgroups = Cgroups.find("" if own_kernel else f"enclave-{os.stat('/proc/self/ns/pid').st_ino}")
     loop = EventLoop(
         supervisor,
         base_environment=config.environment,
@@ -213,12 +227,25 @@ def run_insecure_not_pid1(
         # the default is PID 1's, which may be somebody else's here
         control=replace(config.control, socket=os.path.abspath(control_socket) if control_socket else ""),
     )
-    run_operations([boot_plan.MakeDirectory(config.log_dir, 0o755)], journal, lambda: None)
+    run_operations([MakeDirectory(config.log_dir, 0o755)], journal, lambda: None)
     syscalls.become_subreaper()
-    outcome = supervise(supervisor, config, console, journal, times, as_pid1=False, own_kernel=False)
+    outcome = supervise(
+        supervisor, config, console, journal, times, cgroups=Cgroups({}), as_pid1=False, own_kernel=False
+    )
     journal(f"ends: {outcome.reason}")
     console.flush_for(LAST_WORDS_S)
     return outcome.process_status
+
+
+def reap_all(timeout_s: float) -> None:
+    """Wait until nothing is left of what was killed; not for ever, should the kernel be stuck."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(REAP_POLL_S)
+        except ChildProcessError:
+            return
 
 
 def own_descriptors() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers of many threads come from one heap: what one has freed the next one uses."""
+"""Buffers come from one heap, whatever thread asks: what one has freed the next one uses."""
 
 import platform
 import subprocess
@@ -36,3 +36,29 @@ def test_threads_share_one_heap():
 
     assert heaps("one") == 1
     assert heaps("many") > 1
+
+
+FAULTS = """
+import resource, sys
+if sys.argv[1] == "kept":
+    from enclavekit_core.allocator import keep_freed
+    keep_freed(2 * 1024 * 1024)
+def work(rounds):
+    for _ in range(rounds):
+        parts = [bytes(64 * 1024) for _ in range(8)]
+        parts.reverse()
+        parts.clear()
+work(20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work(200)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is of glibc")
+def test_freed_buffers_are_used_again():
+    def faults(which):
+        done = subprocess.run([sys.executable, "-c", FAULTS, which], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults("kept") < 200 < faults("given back")

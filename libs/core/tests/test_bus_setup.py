@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+import structlog
 from enclavekit_core import bus_setup
 from enclavekit_core.aio import end_tasks
 from enclavekit_core.bus import BUCKET_HASHES, BUCKET_RECORDS, HASH_BYTES, SERVICE_FS_MONITOR, SERVICE_RA, key_of_path
@@ -202,6 +203,21 @@ async def test_a_listing_ends_when_its_newest_message_was_removed(open_server):
     await bus._client.jetstream().purge_stream("KV_any", subject="$KV.any.removed")
     assert await asyncio.wait_for(list_entries(bucket), 20) == {"kept": b"1"}
     await bus.close()
+
+
+@needs_server
+async def test_a_bucket_with_fewer_copies_than_asked_for_is_told(open_server):
+    bus = Bus(open_server, SERVICE_FS_MONITOR, None)
+    await asyncio.wait_for(bus.connect(), 20)
+    with structlog.testing.capture_logs() as told:
+        await bus.bucket("any", create=True)
+        await bus.bucket("any", create=True)
+        assert told == []
+        await (await bus.bucket("any", create=True, replicas=3)).put("a", b"1")
+    await bus.close()
+    assert [(line["log_level"], line["bucket"], line["asked"], line["has"]) for line in told] == [
+        ("warning", "any", 3, 1)
+    ]
 
 
 @needs_server

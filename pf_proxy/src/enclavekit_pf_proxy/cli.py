@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from enclavekit_core.cli import run_command
 
+from enclavekit_pf_proxy.learn_command import add_learn_command
 from enclavekit_pf_proxy.options import MODES, add_options, plan_of
+from enclavekit_pf_proxy.rules_command import add_rules_parser
 from enclavekit_pf_proxy.service import Mode
 
 if TYPE_CHECKING:
-    from enclavekit_core.address import Address
-
     from enclavekit_pf_proxy.plan import Plan
     from enclavekit_pf_proxy.server import Server
 
@@ -35,18 +35,26 @@ relays end; a second one ends them.
 exit codes:
   0  stopped by a signal
   2  CONFIG cannot be used
-  3  cannot listen
+  3  cannot listen, or a route cannot be made
+  5  the kernel refused the rules, or another pf-proxy has them
 """
+ASK_EPILOG = """\
+exit codes:
+  0  asked and answered
+  2  the command line cannot be used
+  3  nobody answers
+"""
+MAX_INTERVAL_S = 86400.0
 LAYOUT = argparse.RawDescriptionHelpFormatter
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pf-proxy", description="Relay TCP over vsock and back.")
+    parser = argparse.ArgumentParser(prog="pf-proxy", description="Relay TCP and UDP over vsock and back.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for mode, text in MODES.items():
-        add_options(
-            commands.add_parser(mode.value, help=text, description=text, epilog=EPILOG, formatter_class=LAYOUT), mode
-        )
+        command = commands.add_parser(mode.value, help=text, description=text, epilog=EPILOG, formatter_class=LAYOUT)
+        add_options(command, mode)
+        command.set_defaults(command=serve)
     text = "run any number of listeners from a file"
     run = commands.add_parser("run", help=text, description=text, epilog=RUN_EPILOG, formatter_class=LAYOUT)
     run.add_argument("config", metavar="CONFIG", help="YAML; see docs/reference/pf-proxy-config.md")
@@ -60,13 +68,34 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--print-address", action="store_true", help="print the addresses that are listened on, once they are"
     )
-    run.set_defaults(mode=None)
+    run.set_defaults(command=run_config)
+    add_learn_command(commands)
+    add_rules_parser(commands)
+    _add_status(commands)
     return parser
+
+
+def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "what running proxies say: listeners, connections, bytes, decisions"
+    status = commands.add_parser("status", help=text, description=text, epilog=ASK_EPILOG, formatter_class=LAYOUT)
+    status.add_argument("--connections", action="store_true", help="list the live ones")
+    status.add_argument("--json", action="store_true", help="as one line of JSON")
+    status.add_argument(
+        "--watch", metavar="S", type=float, nargs="?", const=2.0, default=0.0, help="again every S seconds (2)"
+    )
+    status.set_defaults(command=show_status)
+    text = "metrics of a running proxy in Prometheus's text format"
+    metrics = commands.add_parser("metrics", help=text, description=text, epilog=ASK_EPILOG, formatter_class=LAYOUT)
+    metrics.set_defaults(command=show_metrics)
+    for command in (status, metrics):
+        command.add_argument(
+            "--socket", metavar="PATH", default="", help="of the proxy to ask (all that `run` started for this user)"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return run_command("pf-proxy", lambda: serve(args) if args.mode else run_config(args))
+    return run_command("pf-proxy", lambda: args.command(args))
 
 
 def ip_to_vsock_main(argv: list[str] | None = None) -> int:
@@ -96,6 +125,26 @@ def _main_of(mode: Mode, argv: list[str] | None) -> int:
     return run_command(mode.value, lambda: serve(args))
 
 
+def show_status(args: argparse.Namespace) -> int:
+    """Raises ConfigError, TransportError."""
+    from enclavekit_core.errors import ConfigError
+
+    from enclavekit_pf_proxy.status import client
+
+    if not 0.0 <= args.watch <= MAX_INTERVAL_S:
+        raise ConfigError("--watch", "", "it is not a usable number of seconds")
+    client.show_status(args.socket, as_json=args.json, with_connections=args.connections, interval_s=args.watch)
+    return 0
+
+
+def show_metrics(args: argparse.Namespace) -> int:
+    """Raises ConfigError, TransportError."""
+    from enclavekit_pf_proxy.status import client
+
+    client.show_metrics(args.socket)
+    return 0
+
+
 def serve(args: argparse.Namespace) -> int:
     """Listen and relay until a signal. Raises ConfigError, TransportError."""
     plan = plan_of(args)
@@ -117,7 +166,7 @@ def run_config(args: argparse.Namespace) -> int:
     return _supervise(lambda: load_plan(args.config, args.insecure_learn), _printer(args.print_address))
 
 
-def _supervise(load: Callable[[], Plan], announce: Callable[[Address], None]) -> int:
+def _supervise(load: Callable[[], Plan], announce: Callable[[str], None]) -> int:
     from enclavekit_core.logs import configure
 
     from enclavekit_pf_proxy.supervisor import Supervisor
@@ -127,17 +176,18 @@ def _supervise(load: Callable[[], Plan], announce: Callable[[Address], None]) ->
     return supervisor.run()
 
 
-def _serve_alone(plan: Plan, announce: Callable[[Address], None]) -> int:
+def _serve_alone(plan: Plan, announce: Callable[[str], None]) -> int:
     from enclavekit_core.logs import configure, get_logger
-    from enclavekit_core.streams import Listener
 
+    from enclavekit_pf_proxy.listeners import AnyListener, describe_listener, fit_listener, open_listener
     from enclavekit_pf_proxy.server import Server
 
     service = plan.services[0]
-    listeners: list[Listener] = []
+    listeners: list[AnyListener] = []
     try:
         for offset in range(service.listen.ports):
-            listeners.append(Listener(service.listen.at(offset)))
+            listeners.append(open_listener(service, service.listen.at(offset)))
+            fit_listener(listeners[-1], service)
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -146,10 +196,12 @@ def _serve_alone(plan: Plan, announce: Callable[[Address], None]) -> int:
     server = Server([(service, list(enumerate(listeners)))], plan.drain_timeout_s)
     restore = _stop_on_signals(server)
     try:
-        for address in server.addresses:
+        if plan.status.is_wanted:
+            _answer_for(server, plan)
+        for address in map(describe_listener, listeners):
             get_logger("pf-proxy").info(
                 "listening",
-                listen=str(address),
+                listen=address,
                 upstream=str(service.upstream or "as asked"),
                 max_connections=service.limits.max_connections,
             )
@@ -160,8 +212,23 @@ def _serve_alone(plan: Plan, announce: Callable[[Address], None]) -> int:
     return 0
 
 
-def _printer(wanted: bool) -> Callable[[Address], None]:
-    def announce(address: Address) -> None:
+def _answer_for(server: Server, plan: Plan) -> None:
+    """Raises TransportError."""
+    from enclavekit_pf_proxy.status.describe import describe
+    from enclavekit_pf_proxy.status.desk import Desk
+
+    desk = Desk(server.loop, lambda listed, answer: answer(describe(server, with_connections=listed)))
+    server.when_closing.append(desk.close)
+    try:
+        desk.open(plan.status)
+    except BaseException:
+        server.stop()
+        server.run()  # which closes everything
+        raise
+
+
+def _printer(wanted: bool) -> Callable[[str], None]:
+    def announce(address: str) -> None:
         if wanted:
             print(address, flush=True)
 

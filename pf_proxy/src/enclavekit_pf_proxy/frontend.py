@@ -7,6 +7,7 @@ import errno
 import select
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,9 @@ from enclavekit_core.peers import Peer
 from enclavekit_core.streams import Listener
 
 from enclavekit_pf_proxy.connection import Connection
-from enclavekit_pf_proxy.relay import close_socket, prepare_socket
+from enclavekit_pf_proxy.listeners import describe_listener
 from enclavekit_pf_proxy.service import Service
+from enclavekit_pf_proxy.sockets import close_socket, prepare_socket
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.server import Server
@@ -34,8 +36,21 @@ class Totals:
     accepted: int = 0
     refused: int = 0
     """Not allowed, or no upstream."""
+    dropped: int = 0
+    """Datagrams that were lost here."""
     bytes_up: int = 0
     bytes_down: int = 0
+
+
+def sum_totals(parts: Iterable[Totals]) -> Totals:
+    found = Totals()
+    for part in parts:
+        found.accepted += part.accepted
+        found.refused += part.refused
+        found.dropped += part.dropped
+        found.bytes_up += part.bytes_up
+        found.bytes_down += part.bytes_down
+    return found
 
 
 @dataclass(slots=True)
@@ -53,11 +68,13 @@ class Frontend:
     def __init__(self, server: Server, service: Service, listener: Listener, offset: int, occupancy: Occupancy) -> None:
         """`offset`: which port of the service's range it is. Takes over the listener."""
         self.server, self.service, self.listener, self.offset = server, service, listener, offset
-        self.totals: Totals = server.totals
+        self.totals = Totals()
         self.address = listener.bound_address
         self.port = getattr(self.address, "port", 0)
         upstream = str(service.upstream) if service.upstream is not None else "as asked"
-        self.log = get_logger("pf-proxy").bind(listen=str(self.address), upstream=upstream)
+        self.listen = describe_listener(listener)
+        """The address, for people and logs."""
+        self.log = get_logger("pf-proxy").bind(listen=self.listen, upstream=upstream)
         if service.name:
             self.log = self.log.bind(service=service.name)
         self._occupancy = occupancy
@@ -69,6 +86,10 @@ class Frontend:
         self._closed = False
         prepare_socket(listener.socket, service.limits.keepalive_s)  # what is accepted inherits TCP's options
         self.update()
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._occupancy.connections) < self._max_connections
 
     def notice(self, index: int, mask: int) -> None:
         pass  # `run` follows
@@ -88,8 +109,7 @@ class Frontend:
 
     def update(self) -> None:
         """Look for connections if there is room for one."""
-        room = len(self._occupancy.connections) < self._max_connections
-        wanted = room and not self._closed and not self._paused_until
+        wanted = self.has_room and not self._closed and not self._paused_until
         if wanted and not self._accepting:
             # exclusive: workers share sockets that SO_REUSEPORT does not know, and one is enough to wake
             self.server.loop.watch(self._fd, self, 0, select.EPOLLIN | select.EPOLLEXCLUSIVE)
@@ -105,10 +125,16 @@ class Frontend:
             self.server.loop.drop(self)
             self.listener.close()
 
-    def ended(self, connection: Connection, bytes_up: int, bytes_down: int) -> None:
+    def refused(self) -> None:
+        """One of its connections will be closed before it is relayed."""
+        self.totals.refused += 1
+
+    def ended(self, connection: Connection) -> None:
         """One of its connections has closed."""
+        bytes_up, bytes_down = connection.carried
         self.totals.bytes_up += bytes_up
         self.totals.bytes_down += bytes_down
+        self.totals.dropped += connection.dropped
         full = len(self._occupancy.connections) >= self._max_connections
         self._occupancy.connections.discard(connection)
         cid = connection.peer.cid
@@ -148,9 +174,8 @@ class Frontend:
                 self._turn_away(client, peer, f"its CID has {count} connections")
                 return
             self._occupancy.per_cid[peer.cid] = count + 1
-        connection = Connection(self, client, peer, self.server.next_number())
+        connection = Connection(self, client, peer, self.server.next_number(), now)
         self._occupancy.connections.add(connection)
-        self.log.debug("accepted", conn=f"{connection.number:016x}", peer=peer.text)
         connection.start(now)
 
     def _turn_away(self, client: socket.socket, peer: Peer, cause: str) -> None:

@@ -2,7 +2,9 @@
 """The event loop: one thread, edge-triggered epoll, tasks that get a share each per round.
 
 Events are only noted when they come in; tasks then act in the order in which they became ready. So no descriptor is
-closed while events of the same batch are looked at, and none starves another.
+closed while events of the same batch are looked at, and none starves another. Tasks with much to do, those that move
+bulk data, take turns one by one, and between two of them whoever has little to do is served: a message never waits
+for more than one of them.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ MAX_EVENTS = 256
 class Task(Hashable, Protocol):
     """Something that owns descriptors."""
 
-    def notice(self, index: int, mask: int) -> None:
-        """Events `mask` (of epoll) came in for the descriptor watched under `index`; `run` follows."""
+    def notice(self, index: int, mask: int) -> bool | None:
+        """Events `mask` (of epoll) came in for the descriptor watched under `index`; `run` follows. Return whether it
+        will have much to do.
+        """
 
     def run(self, now: float) -> bool:
-        """Do what can be done without waiting; return whether there is more to do at once."""
+        """Do a share of what can be done without waiting; return whether there is more to do at once."""
 
     def expire(self, now: float) -> float | None:
         """The deadline has come; return the next one, or None."""
@@ -43,20 +47,18 @@ class Loop:
         self._closed = False
         self._watched: dict[int, tuple[Task, int]] = {}
         self._ready: dict[Task, None] = {}  # ordered: who waited longest goes first
+        self._busy: dict[Task, None] = {}  # ordered too: those with much to do
         self.on_wake: list[Callable[[], None]] = []
         """Called in the loop after `wake`."""
         self.epoll.register(self._wakeup, select.EPOLLIN)
 
     def watch(self, fd: int, task: Task, index: int, events: int) -> None:
-        self.epoll.register(fd, events)
+        """Tell `task` of these events, and nobody else; edges that were there already come again."""
+        if fd in self._watched:
+            self.epoll.modify(fd, events)
+        else:
+            self.epoll.register(fd, events)
         self._watched[fd] = (task, index)
-
-    def is_watched(self, fd: int) -> bool:
-        return fd in self._watched
-
-    def change(self, fd: int, events: int) -> None:
-        """Look for other events on a watched descriptor; edges that were there already come again."""
-        self.epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
         """Stop watching `fd`, which is open still."""
@@ -74,6 +76,7 @@ class Loop:
     def drop(self, task: Task) -> None:
         """Never run or expire `task` again."""
         self._ready.pop(task, None)
+        self._busy.pop(task, None)
         self.timers.drop(task)
 
     def wake(self) -> None:
@@ -83,14 +86,16 @@ class Loop:
                 os.eventfd_write(self._wakeup, 1)
 
     def run_round(self, latest: float | None = None) -> None:
-        """Wait for events, deadlines or the moment `latest`, then give every ready task its share."""
+        """Wait for events, deadlines or the moment `latest`, then give every ready task and one busy one its share."""
         woken = False
-        watched, ready = self._watched, self._ready
+        watched, ready, busy = self._watched, self._ready, self._busy
         for fd, mask in self.epoll.poll(self._timeout_s(latest), MAX_EVENTS):
             owner = watched.get(fd)
             if owner is not None:
-                owner[0].notice(owner[1], mask)
-                ready[owner[0]] = None
+                if owner[0].notice(owner[1], mask):
+                    busy[owner[0]] = None
+                else:
+                    ready[owner[0]] = None
             elif fd == self._wakeup:
                 os.eventfd_read(self._wakeup)
                 woken = True
@@ -103,7 +108,12 @@ class Loop:
             if task in ready:
                 del ready[task]
                 if task.run(now):
-                    ready[task] = None
+                    busy[task] = None
+        if busy:
+            task = next(iter(busy))
+            del busy[task]
+            if task.run(now):
+                busy[task] = None
         for task in self.timers.take_due(now):
             later = task.expire(now)
             if later is not None:
@@ -116,7 +126,7 @@ class Loop:
             os.close(self._wakeup)
 
     def _timeout_s(self, latest: float | None) -> float | None:
-        if self._ready:
+        if self._ready or self._busy:
             return 0.0
         due = self.timers.next_due()
         if latest is not None:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from enclavekit_core.address import TcpAddress, UnixAddress, parse_address
 from enclavekit_core.errors import ConfigError
 
 from enclavekit_pf_proxy.limits import Limits, descriptors_for
+from enclavekit_pf_proxy.rules.divert import DEFAULT_NAME, OWN_MARK, Backend, RuleSet
 from enclavekit_pf_proxy.service import Service
 
 if TYPE_CHECKING:
@@ -17,6 +19,29 @@ if TYPE_CHECKING:
     from enclavekit_pf_proxy.resolver.service import DnsPlan
 
 MAX_WORKERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPlan:
+    """The loopback interface is brought up, and more."""
+
+    default_route: str = ""
+    """An interface that every destination has a route over, so that programs may send there; empty: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusPlan:
+    """Where the process can be asked about itself."""
+
+    socket: UnixAddress | None = None
+    by_default: bool = False
+    """At a socket in the runtime directory."""
+    metrics_listen: TcpAddress | None = None
+    """For metrics and health."""
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.by_default or self.socket is not None or self.metrics_listen is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +53,12 @@ class Plan:
     gate: Gate | None = None
     """The policy of all services that have one."""
     dns: DnsPlan | None = None
+    rules: RuleSet | None = None
+    """What the kernel is to bring to the services."""
+    rules_backend: Backend = Backend.AUTO
+    rules_name: str = DEFAULT_NAME
+    network: NetworkPlan | None = None
+    status: StatusPlan = StatusPlan()
 
     def check(self, source: str) -> None:
         """Raise ConfigError, which names `source`."""
@@ -40,9 +71,15 @@ class Plan:
         for service in self.services:
             for offset in range(service.listen.ports):
                 address = service.listen.at(offset)
-                if getattr(address, "port", 1) and str(address) in seen:  # port 0 is another one each time
+                text = f"{service.protocol.value if isinstance(address, TcpAddress) else ''} {address}"
+                if getattr(address, "port", 1) and text in seen:  # port 0 is another one each time
                     raise ConfigError(source, "", f"two listeners are on {address}")
-                seen.add(str(address))
+                seen.add(text)
+
+    @property
+    def mark(self) -> int:
+        """Of everything that is sent over IP: where there are rules, they must tell it from what they divert."""
+        return OWN_MARK if self.rules is not None else 0
 
     @property
     def descriptors(self) -> int:
@@ -59,3 +96,14 @@ def share(plan: Plan, service: Service) -> Limits:
         max_connections=-(-limits.max_connections // plan.workers),
         max_per_cid=-(-limits.max_per_cid // plan.workers),
     )
+
+
+def parse_status(socket: str, metrics_listen: str, source: str, *, by_default: bool) -> StatusPlan:
+    """Return what the texts ask for; empty ones ask for nothing, or for the default socket. Raises ConfigError."""
+    at = parse_address(socket, "unix") if socket else None
+    if at is not None and not isinstance(at, UnixAddress):
+        raise ConfigError(source, "socket", f"{socket!r} is not unix:///path")
+    metrics = parse_address(metrics_listen, "tcp") if metrics_listen else None
+    if metrics is not None and not isinstance(metrics, TcpAddress):
+        raise ConfigError(source, "metrics_listen", f"{metrics_listen!r} is not HOST:PORT")
+    return StatusPlan(at, by_default and at is None, metrics)

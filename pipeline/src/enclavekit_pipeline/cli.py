@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING
 from enclavekit_core.cli import run_command
 from enclavekit_core.errors import EnclavekitError
 
-from enclavekit_pipeline.commands.general import General, add_general_flags, apply_config, take_general
+from enclavekit_pipeline.commands.general import General, add_general_flags, apply_config, short_usage, take_general
 
 if TYPE_CHECKING:
     from enclavekit_pipeline.host.config import UpstreamConfig
 
 USAGE_ERROR = 2  # argparse
+EPILOG = """\
+pipeline COMMAND --help says what a command takes. Exit codes: 0; 2 if what was asked for cannot be; 3 if there is no
+way to the enclave, or it refuses; 6 if it does not prove what you demand. exec, run, shell and attach end with the
+command's own, and with 255 for all of those.
+"""
 # in the order of the help
 COMMANDS = (
     *("exec", "shell", "cp", "forward", "jobs", "logs", "attach", "kill", "ps", "ping", "info", "keygen", "listen"),
@@ -73,29 +78,38 @@ def parse_words(words: list[str], general: General) -> argparse.Namespace:
         from enclavekit_pipeline.host.config import load_upstream_config
 
         config = load_upstream_config(general.config)
-    args = build_parser(config, bare_command=command is None).parse_args(words)
+    named = (words[0],) if words and words[0] in COMMANDS else COMMANDS
+    args = build_parser(config, named, bare_command=command is None).parse_args(words)
     args.argv = getattr(args, "bare_command", []) if command is None else command
     return args
 
 
-def build_parser(config: UpstreamConfig | None = None, *, bare_command: bool = False) -> argparse.ArgumentParser:
-    """`bare_command`: what follows the arguments of a subcommand that takes a command is that, without `--`."""
+def build_parser(
+    config: UpstreamConfig | None = None, names: tuple[str, ...] = COMMANDS, *, bare_command: bool = False
+) -> argparse.ArgumentParser:
+    """Return a parser of these subcommands: one that is named need not wait for the others to load.
+
+    `bare_command`: what follows the arguments of a subcommand that takes a command is that, without `--`.
+    """
     parser = argparse.ArgumentParser(
-        prog="pipeline", description="Run commands in an enclave and copy files, over an attested channel."
+        prog="pipeline",
+        description="Run commands in an enclave and copy files, over an attested channel.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_general_flags(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    for name in names:
         module = command_module(name)
         added = commands.add_parser(
             name,
             help=module.HELP,
             description=f"{module.HELP[0].upper()}{module.HELP[1:]}.",
-            usage=getattr(module, "USAGE", None),
             epilog=getattr(module, "EPILOG", None),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(added)
+        added.usage = getattr(module, "USAGE", None) or short_usage(added)
         if bare_command and hasattr(module, "TAKES_COMMAND"):
             added.add_argument("bare_command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
         if config is not None:

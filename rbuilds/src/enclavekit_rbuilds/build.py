@@ -25,13 +25,13 @@ from enclavekit_rbuilds.base.inputs import Input
 from enclavekit_rbuilds.base.progress import Progress
 from enclavekit_rbuilds.evidence.write import EvidenceChoice, write_evidence
 from enclavekit_rbuilds.framework.assemble import Framework
-from enclavekit_rbuilds.framework.closure import NETWORK
 from enclavekit_rbuilds.framework.origin import Origin
 from enclavekit_rbuilds.init_c.build import LOST, check_alone
 from enclavekit_rbuilds.init_c.steps import init_step
 from enclavekit_rbuilds.lock import Lock, enforce, pin_kernel
 from enclavekit_rbuilds.manifest.attestation import File
 from enclavekit_rbuilds.manifest.clients import Client
+from enclavekit_rbuilds.manifest.control import ControlGrant
 from enclavekit_rbuilds.manifest.model import SERVICES, KernelChoice, Network, Resources, Signing
 from enclavekit_rbuilds.manifest.network import plan_network
 from enclavekit_rbuilds.plan.app import AppRamdisk, AppRequest, app_step
@@ -80,13 +80,14 @@ class BuildRequest:
     services: frozenset[str] = frozenset(SERVICES)
     network: Network = field(default_factory=Network)
     runtime_config: Schema = field(default_factory=dict)
+    """What the values of a deployment may be."""
     attestation: tuple[File, ...] = ()
     """How the attestation server serves, as the files that it reads; none: as by default."""
     proxied_port: int | None = None
     """Of these files' unit: no ingress may have it."""
     logs: bytes = b""
     """How PID 1 keeps them, as the file that it reads; empty: as by default."""
-    """What the values of a deployment may be."""
+    control: tuple[ControlGrant, ...] = ()
     resources: Resources = field(default_factory=Resources)
     signing: Signing | None = None
     arch: str = "x86_64"
@@ -144,18 +145,21 @@ def check_request(request: BuildRequest) -> None:
     target = os.path.abspath(request.output)
     if os.path.isdir(target) or not os.path.isdir(os.path.dirname(target)):
         raise InputError("write", request.output, "it is a directory" if os.path.isdir(target) else "no such directory")
-    if request.clients and "pipeline" not in request.services:
+    if any(client.allow for client in request.clients) and "pipeline" not in request.services:
         raise ConfigError(request.source, "services", "clients are listed, but without pipeline nobody can enter")
     if request.attestation and "attestation" not in request.services:
         raise ConfigError(request.source, "attestation", "it is about a service that the image does not have")
     if request.init == "c":
         if request.logs:
             raise ConfigError(request.source, "logs", "the small init of --init c keeps none")
+        if request.control:
+            raise ConfigError(request.source, "control", "the small init of --init c takes no requests")
         check_alone(
             request.source,
             services=request.services,
             clients=request.clients,
-            network=[*request.network.egress, *request.network.ingress],
+            network=[*request.network.egress, *request.network.deny, *request.network.ingress]
+            or ([True] if request.network.insecure_learn else []),
             runtime_config=request.runtime_config,
         )
 
@@ -173,6 +177,7 @@ def plan_build(request: BuildRequest, progress: Progress, scope: contextlib.Exit
         runtime_config=request.runtime_config,
         attestation=request.attestation,
         logs=request.logs,
+        control=request.control,
         keep_owners=request.keep_owners,
         init=request.init,
     )
@@ -205,7 +210,7 @@ def plan_build(request: BuildRequest, progress: Progress, scope: contextlib.Exit
     )
     choice = request.kernel if request.lock is None else pin_kernel(request.kernel, request.lock)
     kernel = kernel_step(choice, request.arch, request.compression, progress)
-    services = request.services | ({NETWORK} if network.units else set())
+    services = request.services | network.services
     if request.init == "c":
         progress.note(f"with the C init there is {LOST}")
     framework = (
@@ -235,6 +240,8 @@ def _result(request: BuildRequest, done: PlanResult, progress: Progress) -> Buil
     kernel = done.products["kernel"].value
     for note in app.notes:
         progress.note(note)
+    if request.network.insecure_learn:
+        progress.note("insecure_learn: this image lets every connection out; its PCR2 is not that of one that does not")
     return BuildResult(
         eif=request.output,
         size=os.stat(request.output).st_size,

@@ -24,6 +24,7 @@ COMMANDS = {
     "run": "run",
     "list": "list",
     "attach": "attach",
+    "wait": "wait",
     "drop": "drop",
     "doctor": "doctor",
     "explain": "explain",

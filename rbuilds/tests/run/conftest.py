@@ -108,7 +108,7 @@ class Host:
         if not self.records_dir.exists():
             return []
         names = [path.name for path in self.records_dir.iterdir() if path.suffix != ".lock"]
-        return sorted(name for name in names if name not in (".lock", "supervisor.log"))
+        return sorted(name for name in names if name not in (".lock", "supervisor.log", "ended"))
 
 
 @pytest.fixture(name="eventually")

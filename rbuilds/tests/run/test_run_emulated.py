@@ -64,6 +64,26 @@ def test_attach_shows_the_console_and_exits_as_the_app_did(host, make_image):
     assert host.traces() == []
 
 
+def test_end_of_a_detached_enclave_is_told_to_whoever_asks_later(host, make_image):
+    ends = (f"enclave_network report '{REPORT % 7}'", "enclave_network off")
+    started = host.run(make_image(HEARTBEAT, *ends, name="crashed")).json
+    waited = host("wait", "crashed", status=7)
+    assert waited.out.splitlines()[0] == "it exited"
+    assert host("list", "--json").json == []
+    [row] = host("list", "--all", "--json").json
+    assert (row["id"], row["state"], row["exit_status"]) == (started["id"], "ENDED (7)", 7)
+    assert row["words"][0] == "it exited"
+    table = host("list", "--all").out
+    assert "ENDED (7)" in table and "  it exited" in table
+    # one that runs is waited for; one that is dropped is no success of its app
+    host.run(make_image(ORDERLY, HEARTBEAT, STAY, name="stays"))
+    waiting = host.start("wait", "stays", "--json")
+    host("drop", "stays")
+    assert host.finish(waiting).json["name"] == "stays"
+    assert "no running enclave" in host("wait", "nobody", status=2).refusal
+    assert host.traces() == []
+
+
 def test_attach_to_a_running_enclave(host, make_image):
     host.run(make_image(ORDERLY, HEARTBEAT, "echo from the app", STAY), "--debug")
     attached = host.start("attach", "app")

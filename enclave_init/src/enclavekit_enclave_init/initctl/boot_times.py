@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from enclavekit_enclave_init.unit_state import STARTUP, State
+from enclavekit_enclave_init.supervision.state import STARTUP, State
 
 _STARTS = {state.value for state in STARTUP}
 _UP = {State.RUNNING.value, State.DONE.value}
@@ -30,6 +30,8 @@ class BootTimes:
     units: dict[str, UnitTimes] = field(default_factory=dict)
     boot_s: float = 0.0
     """All before the first unit."""
+    own_s: float = 0.0
+    """Processor time of PID 1 itself until the last unit came up for the first time."""
 
     def add_step(self, what: str, seconds: float) -> None:
         self.steps.append((what, seconds))
@@ -37,14 +39,15 @@ class BootTimes:
     def finish_boot(self, now: float) -> None:
         self.boot_s = now - self.began
 
-    def note_state(self, unit: str, state: str, now: float) -> None:
-        """Take a change of state; only the first start of a unit counts."""
+    def note_state(self, unit: str, state: str, now: float, own_s: float) -> None:
+        """Take a change of state, with PID 1's processor time so far; only the first start of a unit counts."""
         if state in _STARTS:
             self.units.setdefault(unit, UnitTimes(now - self.began))
         elif state in _UP:
             times = self.units.setdefault(unit, UnitTimes(now - self.began))
             if times.up_s is None:
                 times.up_s = now - self.began
+                self.own_s = own_s
 
     def describe(self) -> dict[str, object]:
         """Return it in milliseconds."""
@@ -52,6 +55,7 @@ class BootTimes:
         return {
             "boot_ms": _ms(self.boot_s),
             "up_ms": _ms(max(ups)) if ups and len(ups) == len(self.units) else None,
+            "own_ms": _ms(self.own_s),
             "steps": [{"what": what, "ms": _ms(seconds)} for what, seconds in self.steps],
             "units": [
                 {

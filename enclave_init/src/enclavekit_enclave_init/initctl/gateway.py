@@ -6,11 +6,6 @@
 A process of its own, so that TLS, certificates and strangers stay out of PID 1: it proves the enclave, checks the
 caller's certificate and what the list lets that one ask, and hands the request with the caller's name to the control
 socket. No list, no listener.
-
-The list is pipeline's, `/etc/enclavekit/clients.yaml`; of each client counts here
-
-    name, certificate or spki_sha256
-    control: [status, logs]            # permissions as in docs/reference/initctl.md, or all; absent: nothing
 """
 
 from __future__ import annotations
@@ -18,32 +13,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import hashlib
-import hmac
 import os
 import signal
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
-import msgspec
 from enclavekit_attestation.binding import TlsIdentity, encode_binding
-from enclavekit_attestation.caller import check_proof
+from enclavekit_attestation.revocation import Revocations
 from enclavekit_core import aio, logs, tls
+from enclavekit_core import runtime_config as rules
 from enclavekit_core.address import CID_ANY, UnixAddress, VsockAddress
 from enclavekit_core.cli import run_and_exit
-from enclavekit_core.config import load_config
-from enclavekit_core.errors import ConfigError, EnclavekitError, RemoteProtocolError, VerificationError
+from enclavekit_core.errors import EnclavekitError, RemoteProtocolError, VerificationError
 from enclavekit_core.peers import Peer
 from enclavekit_core.streams import Listener
 from enclavekit_nsm.client import NsmClient
 
 from enclavekit_enclave_init.initctl import channel
-from enclavekit_enclave_init.initctl.access import SOCKET_PATH, parse_permissions
+from enclavekit_enclave_init.initctl.access import SOCKET_PATH
+from enclavekit_enclave_init.initctl.clients import CLIENTS_PATH, Client, Clients
 from enclavekit_enclave_init.initctl.framing import LENGTH, MAX_REQUEST_BYTES, encode_frame
 from enclavekit_enclave_init.initctl.requests import PERMISSIONS, Request, decode_request, encode_answer, encode_request
 
-CLIENTS_PATH = "/etc/enclavekit/clients.yaml"
 MAX_STRANGERS = 16  # before they have proven who they are; each costs an NSM call
 MAX_CALLERS = 32
 HANDSHAKE_TIMEOUT_S = 20.0
@@ -52,82 +42,19 @@ RELAY_BYTES = 64 * 1024
 log = logs.get_logger("initctl-gateway")
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """What of an entry of the list counts here; the rest is pipeline's, which refuses what it does not know."""
-
-    name: str
-    control: list[str] = []
-    certificate: str | None = None
-    """PEM; this or `spki_sha256`."""
-    spki_sha256: str | None = None
-    """Hex."""
-
-
-class ClientFile(msgspec.Struct, frozen=True):
-    clients: list[Entry] = []
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """One client of the list."""
-
-    name: str
-    permissions: frozenset[str]
-
-
-class Clients:
-    """The list: SHA-256 of a client's SPKI -> what it may do."""
-
-    def __init__(self, by_key: dict[bytes, Client]) -> None:
-        self._by_key = by_key
-
-    @classmethod
-    def load(cls, path: str) -> Clients:
-        """Read the list. Raises ConfigError; also if nobody in it may ask anything."""
-        by_key: dict[bytes, Client] = {}
-        for entry in load_config(ClientFile, path).clients:
-            if entry.control:
-                permissions = parse_permissions(entry.control, path, f"{entry.name}: control")
-                by_key[_key_of(entry, path)] = Client(entry.name, permissions)
-        if not by_key:
-            raise ConfigError(path, "control", "nobody in it may control the enclave")
-        return cls(by_key)
-
-    def authenticate(self, certificate_der: bytes, signature: bytes, signed: bytes) -> Client:
-        """Return who made `signature` over `signed`. Raises VerificationError."""
-        caller = check_proof(certificate_der, signature, signed)
-        for known, client in self._by_key.items():
-            if hmac.compare_digest(known, caller.spki_sha256):
-                return client
-        raise VerificationError("the caller", "nobody in the enclave's list who may control it has this key")
-
-
-def _key_of(entry: Entry, path: str) -> bytes:
-    from cryptography import x509
-
-    try:
-        if entry.certificate is not None:
-            return _spki_sha256(x509.load_pem_x509_certificate(entry.certificate.encode()).public_key())
-        key = bytes.fromhex(entry.spki_sha256 or "")
-    except ValueError as exc:
-        raise ConfigError(path, entry.name, "its certificate or spki_sha256 is not one") from exc
-    if len(key) != hashlib.sha256().digest_size:
-        raise ConfigError(path, entry.name, "it has neither a certificate nor an spki_sha256")
-    return key
-
-
-def _spki_sha256(key: Any) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
-
-
 class Gateway:
     def __init__(
-        self, identity: TlsIdentity, nsm: NsmClient, nsm_thread: Executor, clients: Clients, socket_path: str
+        self,
+        identity: TlsIdentity,
+        nsm: NsmClient,
+        nsm_thread: Executor,
+        clients: Clients,
+        revocations: Revocations,
+        socket_path: str,
     ) -> None:
         """`nsm_thread` has one thread: the NSM takes one call at a time."""
-        self._identity, self._nsm, self._nsm_thread, self._clients = identity, nsm, nsm_thread, clients
+        self._identity, self._nsm, self._nsm_thread = identity, nsm, nsm_thread
+        self._clients, self._revocations = clients, revocations
         self._socket_path = socket_path
         self._strangers = self._callers = 0
 
@@ -184,6 +111,7 @@ class Gateway:
         certificate, signature = channel.decode_auth(await read_frame(reader, channel.MAX_HANDSHAKE_BYTES))
         signed = channel.proof_bytes(own.spki_sha256, client_nonce, server_nonce)
         client = self._clients.authenticate(certificate, signature, signed)
+        self._revocations.check(client.name, client.spki_sha256)
         writer.write(encode_frame(channel.encode_accept(client.name)))
         await writer.drain()
         return client
@@ -239,7 +167,8 @@ def run(args: argparse.Namespace) -> int:
         NsmClient.open(args.nsm) as nsm,
         Listener(VsockAddress(CID_ANY, args.port)) as listener,
     ):
-        gateway = Gateway(identity, nsm, nsm_thread, clients, args.socket)
+        revocations = Revocations(args.runtime_schema, args.runtime_values)
+        gateway = Gateway(identity, nsm, nsm_thread, clients, revocations, args.socket)
         asyncio.run(serve(listener, gateway, identity))
     return 0
 
@@ -249,6 +178,10 @@ def main() -> int:
     parser.add_argument("--clients", metavar="FILE", default=CLIENTS_PATH)
     parser.add_argument("--port", type=int, default=channel.PORT, help="vsock port (default: %(default)s)")
     parser.add_argument("--socket", metavar="PATH", default=SOCKET_PATH, help="PID 1's (default: %(default)s)")
+    parser.add_argument(
+        "--runtime-schema", metavar="FILE", default=rules.SCHEMA_PATH, help="if it has PIPELINE_REVOKED, see there"
+    )
+    parser.add_argument("--runtime-values", metavar="FILE", default=rules.VALUES_PATH, help="default: %(default)s")
     parser.add_argument("--nsm", metavar="PATH", help="device or socket (default: the enclave's)")
     return run(parser.parse_args())
 

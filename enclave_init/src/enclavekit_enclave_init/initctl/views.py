@@ -148,7 +148,8 @@ def pairs(values: Mapping[str, Any]) -> list[str]:
 
 def analysis(times: Mapping[str, Any]) -> list[str]:
     up = "not all units are up yet" if times["up_ms"] is None else f"all units up after {times['up_ms']:.1f} ms"
-    lines = [f"PID 1 took {times['boot_ms']:.1f} ms to the first unit; {up}", ""]
+    own = f"PID 1 itself has used {times['own_ms']:.1f} ms of processor time for that"
+    lines = [f"PID 1 took {times['boot_ms']:.1f} ms to the first unit; {up}", own, ""]
     steps = sorted(times["steps"], key=lambda step: -step["ms"])
     lines += table(("MS", "STEP"), [(f"{step['ms']:.1f}", step["what"]) for step in steps])
     rows = [

@@ -62,6 +62,35 @@ class Identity:
         raise InputError("use identity", "key", "it is neither an EC nor an Ed25519 key")
 
 
+def key_of_client(certificate: str | None, spki_sha256: str | None) -> bytes:
+    """Return the 32 bytes by which a list knows a client, from the one of the two that its entry has.
+
+    Args: certificate: PEM. spki_sha256: hex.
+    Raises: ValueError with the reason, to stand after the client's name.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    if (certificate is None) == (spki_sha256 is None):
+        raise ValueError("it needs a certificate or an spki_sha256, and not both")
+    try:
+        if spki_sha256 is not None:
+            key = bytes.fromhex(spki_sha256)
+            public = None
+        else:
+            public = x509.load_pem_x509_certificate((certificate or "").encode()).public_key()
+            key = hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise ValueError("its certificate or key hash is malformed") from exc
+    if len(key) != hashlib.sha256().digest_size:
+        raise ValueError("its certificate or key hash is malformed")
+    if public is not None and not isinstance(public, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
+        raise ValueError("its key is neither EC nor Ed25519")
+    return key
+
+
 def check_proof(certificate_der: bytes, signature: bytes, signed: bytes) -> Caller:
     """Return who made `signature` over `signed`. Raises VerificationError if the certificate's key did not."""
     from cryptography import x509

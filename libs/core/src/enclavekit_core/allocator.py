@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 
-M_ARENA_MAX = -8  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def use_one_arena() -> None:
@@ -17,3 +17,15 @@ def use_one_arena() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)
+
+
+def keep_freed(most_bytes: int) -> None:
+    """Let what is freed be used again: up to `most_bytes` at the end of the heap, and buffers of up to half of that.
+
+    Otherwise glibc gives buffers of some 100 KiB back to the kernel, which clears their pages for the next time: that
+    costs more than to copy what comes into them.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, most_bytes // 2)
+        mallopt(M_TRIM_THRESHOLD, most_bytes)

@@ -106,7 +106,8 @@ class Bus:
         """Return a bucket. Raises nats.errors.Error, NotFoundError among them if it is not there and not to be made.
 
         Args:
-            replicas: of a bucket that is made: servers of the cluster that keep a copy, 1..5.
+            replicas: of a bucket that is made: servers of the cluster that keep a copy, 1..5. One that is there and
+                has fewer is used as it is, with a warning.
             max_bytes: of a bucket that is made: what it may take of the store; writes beyond fail.
         """
         from nats.js.api import KeyValueConfig, StorageType
@@ -114,10 +115,14 @@ class Bus:
 
         jetstream = self.jetstream()
         try:
-            return await jetstream.key_value(name)
+            bucket = await jetstream.key_value(name)
         except NotFoundError:
             if not create:
                 raise
+        else:
+            if create and replicas > 1:
+                await _warn_of_fewer_copies(bucket, name, replicas)
+            return bucket
         # one revision of each key: the history of a file's hashes is of no use, and the store is in memory
         config = KeyValueConfig(
             bucket=name, history=1, storage=StorageType.FILE, replicas=replicas, max_bytes=max_bytes
@@ -159,6 +164,13 @@ class Bus:
         self._client.options["reconnect_time_wait"] = MIN_RETRY_S
         self._complained = False
         self.changed.set()
+
+
+async def _warn_of_fewer_copies(bucket: KeyValue, name: str, wanted: int) -> None:
+    """Say that what was made with less cannot lose as many servers as its user has reckoned with."""
+    config = (await bucket.status()).stream_info.config
+    if (config.num_replicas or 1) < wanted:
+        log.warning("the bucket keeps fewer copies than asked for", bucket=name, asked=wanted, has=config.num_replicas)
 
 
 async def follow(bucket: KeyValue) -> AsyncGenerator[Entry | None]:

@@ -11,7 +11,14 @@ import os
 import sys
 from typing import TextIO, cast
 
-import structlog
+if "rich" in sys.modules:
+    import structlog
+else:
+    # structlog loads it if it is installed, for tracebacks that ours are not: 5 MB and a tenth of a second
+    sys.modules["rich"] = None  # type: ignore[assignment]  # import then says that there is no such module
+    import structlog
+
+    del sys.modules["rich"]
 
 LEVELS = ("debug", "info", "warning", "error")
 LEVEL_VARIABLE = "ENCLAVEKIT_LOG"

@@ -17,7 +17,10 @@ from enclavekit_core.errors import RemoteProtocolError
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 HEAD = struct.Struct(">12sBBH")  # signature, version and command, family and protocol, bytes that follow
 MAX_V1_BYTES = 107  # section 2.1, its line end included
-MAX_V2_BYTES = 2048  # addresses take 36; the rest are TLVs, which we skip
+MAX_V2_BYTES = 2048  # addresses take 36; the rest are TLVs
+TLV = struct.Struct(">BH")  # type, bytes that follow
+UNIQUE_ID = 0x05  # PP2_TYPE_UNIQUE_ID, section 2.2.5: up to 128 bytes; ours are 16 hexadecimal digits, as in our logs
+OUR_ID = re.compile(rb"[0-9a-f]{16}")
 COMMAND_LOCAL, COMMAND_PROXY = 0x20, 0x21
 TCP4, TCP6 = 0x11, 0x21
 ADDRESSES = {TCP4: struct.Struct(">4s4sHH"), TCP6: struct.Struct(">16s16sHH")}
@@ -30,6 +33,8 @@ class Proxied:
 
     source: TcpAddress | None = None
     destination: TcpAddress | None = None
+    connection_id: int | None = None
+    """Of version 2, where the sender is a proxy of ours: 64 bits."""
 
 
 def encode_v1(proxied: Proxied) -> bytes:
@@ -46,11 +51,15 @@ def encode_v1(proxied: Proxied) -> bytes:
 def encode_v2(proxied: Proxied) -> bytes:
     """Return the block of version 2; without addresses it is LOCAL: the proxy's own."""
     ends = _pair(proxied)
+    tail = b""
+    if proxied.connection_id is not None:
+        text = b"%016x" % proxied.connection_id
+        tail = TLV.pack(UNIQUE_ID, len(text)) + text
     if ends is None:
-        return HEAD.pack(SIGNATURE, COMMAND_LOCAL, 0, 0)
+        return HEAD.pack(SIGNATURE, COMMAND_LOCAL, 0, len(tail)) + tail
     family = TCP4 if ends[0].version == 4 else TCP6
     body = ADDRESSES[family].pack(ends[0].packed, ends[1].packed, _port(proxied.source), _port(proxied.destination))
-    return HEAD.pack(SIGNATURE, COMMAND_PROXY, family, len(body)) + body
+    return HEAD.pack(SIGNATURE, COMMAND_PROXY, family, len(body) + len(tail)) + body + tail
 
 
 def decode_proxied(data: bytes) -> tuple[Proxied, int] | None:
@@ -101,7 +110,7 @@ def _decode_line(line: bytes) -> Proxied:
         if address.version != version or not PORT.fullmatch(port) or int(port) > 65535:
             raise RemoteProtocolError("cannot read PROXY header: malformed line")
         ends.append(TcpAddress(str(address), int(port)))
-    return Proxied(*ends)
+    return Proxied(ends[0], ends[1])
 
 
 def _decode_v2(data: bytes) -> tuple[Proxied, int] | None:
@@ -117,7 +126,8 @@ def _decode_v2(data: bytes) -> tuple[Proxied, int] | None:
         return None
     layout = ADDRESSES.get(family)
     if command == COMMAND_LOCAL or layout is None:
-        return Proxied(), end  # unspecified or a family that we do not carry: the receiver may accept it without
+        # unspecified or a family that we do not carry: the receiver may accept it without
+        return Proxied(connection_id=None if family else _find_id(data[HEAD.size : end])), end
     if length < layout.size:
         raise RemoteProtocolError(f"cannot read PROXY header: {length} bytes for family {family:#04x}")
     source, destination, source_port, destination_port = layout.unpack_from(data, HEAD.size)
@@ -125,9 +135,20 @@ def _decode_v2(data: bytes) -> tuple[Proxied, int] | None:
         Proxied(
             TcpAddress(str(ipaddress.ip_address(source)), source_port),
             TcpAddress(str(ipaddress.ip_address(destination)), destination_port),
+            _find_id(data[HEAD.size + layout.size : end]),
         ),
         end,
     )
+
+
+def _find_id(tlvs: bytes) -> int | None:
+    """Return the id that a proxy of ours gave the connection; TLVs that are cut off or others' are nobody's fault."""
+    while len(tlvs) >= TLV.size:
+        kind, length = TLV.unpack_from(tlvs)
+        value, tlvs = tlvs[TLV.size : TLV.size + length], tlvs[TLV.size + length :]
+        if kind == UNIQUE_ID and OUR_ID.fullmatch(value):
+            return int(value, 16)
+    return None
 
 
 def _pair(

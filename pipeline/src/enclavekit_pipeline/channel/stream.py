@@ -13,7 +13,15 @@ from typing import Protocol
 from enclavekit_core.errors import EnclavekitError, InputError, RemoteProtocolError
 
 from enclavekit_pipeline.wire.flow import ReceiveCredit, SendCredit
-from enclavekit_pipeline.wire.frames import DATA_KINDS, MAX_PAYLOAD_BYTES, Frame, Kind, decode_credit, encode_credit
+from enclavekit_pipeline.wire.frames import (
+    DATA_BYTES,
+    DATA_KINDS,
+    Frame,
+    Kind,
+    decode_credit,
+    encode_credit,
+    encode_data,
+)
 from enclavekit_pipeline.wire.messages import CODE_INPUT, Failure, decode_payload
 
 MAX_OTHER_FRAMES = 64  # queued at once on a stream; data is bounded by credit, this bounds what has none
@@ -67,18 +75,19 @@ class Stream:
         self._check_open()
         await self.connection.send(Frame(kind, payload, self.number))
 
-    async def send_data(self, kind: Kind, data: bytes) -> None:
-        """Send data as fast as the peer takes it."""
+    async def send_data(self, kind: Kind, data: bytes | memoryview) -> None:
+        """Send data as fast as the peer takes it; afterwards `data` is no longer needed."""
         credit, view = self._credit_of(kind), memoryview(data)
-        while view:
+        begin, size, send = 0, len(view), self.connection.send_raw
+        while begin < size:
             self._check_open()
-            while not (room := credit.room(min(len(view), MAX_PAYLOAD_BYTES))):
+            while not (room := credit.room(min(size - begin, DATA_BYTES))):
                 self._granted.clear()
                 await self._granted.wait()
                 self._check_open()
-            part, view = view[:room], view[room:]
             credit.spend(room)
-            await self.connection.send(Frame(kind, part, self.number))  # type: ignore[arg-type]  # copied once, there
+            await send(encode_data(self.number, kind, view[begin : begin + room]))
+            begin += room
 
     async def send_end(self, kind: Kind) -> None:
         self._check_open()
@@ -126,7 +135,9 @@ class Stream:
             if frame.end:
                 self._ended.add(frame.kind)
             else:
-                self._receive.setdefault(frame.kind, ReceiveCredit()).receive(len(frame.payload))
+                if frame.kind not in self._receive:
+                    self._receive[frame.kind] = ReceiveCredit()
+                self._receive[frame.kind].receive(len(frame.payload))
         else:
             if frame.kind is Kind.ERROR:
                 self._refusal = RequestRefused(decode_payload(Failure, frame.payload))

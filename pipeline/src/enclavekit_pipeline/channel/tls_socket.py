@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 
 READ_BYTES = 256 * 1024
+SOCKET_BYTES = 512 * 1024  # of a Unix socket, if the system lets us: the kernel's 208 KiB are three frames
 HIGH_WATER_BYTES = 512 * 1024  # `drain` waits above this
 YIELD_BYTES = 1024 * 1024  # sent or read without waiting once; then others get their turn
 SMALL_BYTES = 16 * 1024  # frames that are written in one turn go out as one record, up to the most that one holds
@@ -57,6 +58,8 @@ class TlsSocket:
     @classmethod
     async def _wrap(cls, wrap: Callable[[], ssl.SSLSocket], sock: socket.socket) -> TlsSocket:
         sock.setblocking(False)
+        if sock.family == socket.AF_UNIX:  # others find out by themselves what fits
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         try:
             wrapped = wrap()
         except BaseException:
@@ -100,13 +103,13 @@ class TlsSocket:
 
     def _read_into(self, view: memoryview) -> int | None:
         """Return how much could be read at once, 0 for the end, None for "wait"."""
-        count = 0
+        if self._error is not None or self._sock.fileno() < 0:
+            raise self._error or _ended()
+        read: Callable[[int, memoryview], int] = self._sock.read  # type: ignore[assignment]  # with a buffer it counts
+        count, size = 0, len(view)
         try:
-            while count < len(view):
-                if self._error is not None or self._sock.fileno() < 0:
-                    raise self._error or _ended()
-                got = self._sock.recv_into(view[count:])
-                if not got:
+            while count < size:  # once per record of 16 KiB: what is in here is most of what reading costs
+                if not (got := read(size - count, view[count:])):
                     return count
                 count += got
         except ssl.SSLWantReadError:

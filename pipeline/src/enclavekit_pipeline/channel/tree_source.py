@@ -8,17 +8,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from enclavekit_pipeline.channel.tree_directories import Directories, copy_error
+from enclavekit_pipeline.channel.batch import BATCH_BYTES, Batch, BatchBuffer
+from enclavekit_pipeline.channel.tree_directories import copy_error
+from enclavekit_pipeline.channel.tree_walk import ReadOptions, TreeWalk
 from enclavekit_pipeline.wire.tree_content import ContentHash, chunk_bytes
-from enclavekit_pipeline.wire.tree_filter import Selection
-from enclavekit_pipeline.wire.tree_order import stays_inside
 from enclavekit_pipeline.wire.tree_records import (
-    HEADER,
-    NO_ID,
     Count,
     End,
     Entry,
@@ -27,70 +24,49 @@ from enclavekit_pipeline.wire.tree_records import (
     Plain,
     RecordKind,
     Why,
-    data_header,
     encode_record,
 )
 from enclavekit_pipeline.wire.tree_sender import TreeSender, is_large
 
-BATCH_BYTES = 256 * 1024
-READ_BYTES = BATCH_BYTES - HEADER.size  # so that a record of content fills whole frames
+__all__ = ["ReadOptions", "TreeSource"]
+
+READ_BYTES = 256 * 1024  # of what is compared
 BATCH_STEPS = 16  # blocks that are compared but not sent also take their time
-MAX_HARD_LINKS = 100_000  # files with several names that are kept in mind; beyond, each name is a file of its own
-READ_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # what opening something that was listed may fail with though nothing is wrong: gone, another thing now, not for us
 UNREADABLE = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 
-
-EVERYTHING = Selection()
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    archive: bool = False
-    unsafe_links: bool = False
-    delta: bool = False
-    resume: bool = False
-    selection: Selection = EVERYTHING
-
-
-@dataclass(frozen=True)
-class Batch:
-    data: bytes
-    waits: bool = False
-    """Answers are needed before there is more."""
-    finished: bool = False
+Steps = Iterator[bool]
+"""What is to be sent goes into the batch; each step yields True, or False where an answer is needed first."""
 
 
 class TreeSource:
     """One copy's source: a file or a directory, already open, which belongs to this object from now on."""
 
     def __init__(self, descriptor: int, label: str, options: ReadOptions) -> None:
-        self._descriptor, self._label, self._options = descriptor, label, options
+        self._label, self._options = label, options
+        self._walk = TreeWalk(descriptor, label, options)
         self.sender = TreeSender()
-        self._first_names: dict[tuple[int, int], bytes] = {}
-        info = os.fstat(descriptor)
-        self._root = self._entry_of(b"", info)
-        self._directories = Directories(os.dup(descriptor)) if stat.S_ISDIR(info.st_mode) else None
-        self._pieces = self._records()
+        self._batch = BatchBuffer()
+        self._steps = self._records()
         self._content_hash: ContentHash | None = None
         self.left_out: list[LeftOut] = []
         """Since whoever reports it last looked."""
 
     def next_batch(self, answers: list[bytes]) -> Batch:
-        """Return what to send next. Raises InputError, RemoteProtocolError."""
+        """Return what to send next, good until the batch after the next. Raises InputError, RemoteProtocolError."""
         for data in answers:
             self.sender.feed(data)
-        pieces: list[bytes] = []
-        size = steps = 0
-        for piece in self._pieces:
-            if piece is None:
-                return Batch(b"".join(pieces), waits=True)
-            pieces.append(piece)
-            size += len(piece)
-            steps += not piece
+        batch, steps = self._batch, 0
+        batch.begin()
+        size = 0
+        for may_go_on in self._steps:
+            if not may_go_on:
+                return Batch(batch.data, waits=True)
+            steps += batch.size == size
+            size = batch.size
             if size >= BATCH_BYTES or steps >= BATCH_STEPS:
-                return Batch(b"".join(pieces))
-        return Batch(b"".join(pieces), finished=True)
+                return Batch(batch.data)
+        return Batch(batch.data, finished=True)
 
     @property
     def moved(self) -> int:
@@ -100,25 +76,20 @@ class TreeSource:
 
     def measure(self) -> int:
         """Return how many bytes the files of the source have, roughly: for somebody who watches."""
-        return sum(entry.size for entry in self._entries() if isinstance(entry, Entry))
+        return sum(entry.size for entry in self._walk.entries() if isinstance(entry, Entry))
 
     def close(self) -> None:
         """Idempotent."""
-        self._pieces.close()
-        if self._directories is not None:
-            self._directories.close()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._steps.close()
+        self._walk.close()
 
-    def _records(self) -> Generator[bytes | None, None, None]:
-        """Yield records; b"" after work that sends nothing, None where an answer is needed."""
-        self._first_names.clear()
-        sender = self.sender
-        for item in self._entries():
+    def _records(self) -> Generator[bool, None, None]:
+        sender, send = self.sender, self._batch.add
+        for item in self._walk.entries():
             if isinstance(item, LeftOut):
                 self.left_out.append(item)
-                yield sender.leave_out(item)
+                send(sender.leave_out(item))
+                yield True
                 continue
             wanted = self._options.delta or (self._options.resume and is_large(item))
             entry = replace(item, ask=wanted and item.type is EntryType.FILE)
@@ -127,55 +98,48 @@ class TreeSource:
             if entry.type is EntryType.FILE and not entry.ask:
                 yield from self._announced_with_content(entry)
             else:
-                yield sender.announce(entry)
+                send(sender.announce(entry))
+                yield True
             while sender.asked is not None and sender.asked.answered:
                 yield from self._answered_file()
         while sender.asked is not None:
             yield from self._answered_file()
 
-    def _answered_file(self) -> Iterator[bytes | None]:
+    def _answered_file(self) -> Steps:
         asked = self.sender.asked
         assert asked is not None
         while not asked.answered:
-            yield None
+            yield False
         try:
-            descriptor = self._open(asked.entry.path)
+            descriptor = self._walk.open(asked.entry.path)
         except OSError as exc:
             if exc.errno not in UNREADABLE or not asked.entry.path:
                 raise copy_error(self._label, asked.entry.path, exc) from exc
-            yield self.sender.end_file(Plain(RecordKind.GONE))
-            yield self._leave_out(asked.entry.path, Why.UNREADABLE)
+            self._batch.add(self.sender.end_file(Plain(RecordKind.GONE)))
+            yield True
+            yield from self._leave_out(asked.entry.path)
             return
         yield from self._content(descriptor, asked.entry, asked.digests)
 
-    def _announced_with_content(self, entry: Entry) -> Iterator[bytes]:
+    def _announced_with_content(self, entry: Entry) -> Steps:
         try:
-            descriptor = self._open(entry.path)
+            descriptor = self._walk.open(entry.path)
         except OSError as exc:
             if exc.errno not in UNREADABLE or not entry.path:
                 raise copy_error(self._label, entry.path, exc) from exc
-            yield self._leave_out(entry.path, Why.UNREADABLE)
+            yield from self._leave_out(entry.path)
             return
-        yield self.sender.announce(entry)
+        self._batch.add(self.sender.announce(entry))
+        yield True
         yield from self._content(descriptor, entry, [])
 
-    def _leave_out(self, path: bytes, why: Why) -> bytes:
-        record = LeftOut(path, why)
+    def _leave_out(self, path: bytes) -> Steps:
+        record = LeftOut(path, Why.UNREADABLE)
         self.left_out.append(record)
-        return self.sender.leave_out(record)
+        self._batch.add(self.sender.leave_out(record))
+        yield True
 
-    def _open(self, path: bytes) -> int:
-        if not path:
-            return os.dup(self._descriptor)
-        assert self._directories is not None
-        directory, name = self._directories.locate(path)
-        descriptor = os.open(name, READ_FILE, dir_fd=directory)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        return descriptor
-
-    def _content(self, descriptor: int, entry: Entry, theirs: list[bytes]) -> Iterator[bytes]:
+    def _content(self, descriptor: int, entry: Entry, theirs: list[bytes]) -> Steps:
         try:
             content = self._content_hash = ContentHash(chunk_bytes(entry.size))
             ended = yield from self._compared(descriptor, content, chunk_bytes(entry.size), theirs)
@@ -187,7 +151,8 @@ class TreeSource:
             else:
                 yield from self._sent(descriptor, content, None)
             self._content_hash = None
-            yield self.sender.end_file(End(content.size, content.digest()))
+            self._batch.add(self.sender.end_file(End(content.size, content.digest())))
+            yield True
         except OSError as exc:
             raise copy_error(self._label, entry.path, exc) from exc
         finally:
@@ -195,7 +160,7 @@ class TreeSource:
 
     def _compared(
         self, descriptor: int, content: ContentHash, chunk: int, theirs: list[bytes]
-    ) -> Generator[bytes, None, bool]:
+    ) -> Generator[bool, None, bool]:
         """Send what differs of the chunks that the receiver has; return whether that was the end of the file."""
         kept: list[bytes] = []
         kept_bytes = 0
@@ -205,35 +170,36 @@ class TreeSource:
             while data := os.pread(descriptor, min(READ_BYTES, chunk - count), offset + count):
                 digest.update(data)
                 count += len(data)
-                yield b""
+                yield True
             if count and digest.digest() == their_digest:
                 kept.append(their_digest)
                 kept_bytes += count
                 continue
             if kept:
                 content.keep(kept, kept_bytes)
-                yield encode_record(Count(RecordKind.KEEP, len(kept)))
+                self._batch.add(encode_record(Count(RecordKind.KEEP, len(kept))))
+                yield True
                 kept, kept_bytes = [], 0
             yield from self._sent(descriptor, content, count)
             if count < chunk:
                 return True
         if kept:
             content.keep(kept, kept_bytes)
-            yield encode_record(Count(RecordKind.KEEP, len(kept)))
+            self._batch.add(encode_record(Count(RecordKind.KEEP, len(kept))))
+            yield True
         return kept_bytes % chunk != 0
 
-    def _sent(self, descriptor: int, content: ContentHash, count: int | None) -> Iterator[bytes]:
+    def _sent(self, descriptor: int, content: ContentHash, count: int | None) -> Steps:
         """Send the next `count` bytes, or all to the end of the file: it may be another than when it was listed."""
         while count is None or count:
-            data = os.pread(descriptor, READ_BYTES if count is None else min(READ_BYTES, count), content.size)
+            data = self._batch.read(descriptor, content.size, count)
             if not data:
                 return
             content.update(data)
             count = None if count is None else count - len(data)
-            yield data_header(len(data))
-            yield data
+            yield True
 
-    def _with_holes(self, descriptor: int, content: ContentHash) -> Iterator[bytes]:
+    def _with_holes(self, descriptor: int, content: ContentHash) -> Steps:
         """Send the rest of a sparse file."""
         while True:
             try:
@@ -247,89 +213,8 @@ class TreeSource:
             if start > content.size:
                 hole = start - content.size
                 content.zeros(hole)
-                yield encode_record(Count(RecordKind.HOLE, hole))
+                self._batch.add(encode_record(Count(RecordKind.HOLE, hole)))
+                yield True
             if start == end:
                 return
             yield from self._sent(descriptor, content, end - start)
-
-    def _entries(self) -> Iterator[Entry | LeftOut]:
-        """Walk the tree: each directory before what is in it, siblings sorted by name."""
-        yield self._root
-        if self._directories is not None:
-            yield from self._in_directory(b"")
-
-    def _in_directory(self, above: bytes) -> Iterator[Entry | LeftOut]:
-        # a stack, not recursion: trees may be deeper than Python's own
-        pending = [(above, iter(self._names(above)))]
-        unmade: list[Entry] = []  # with --include, directories are made for what is in them
-        options = self._options
-        while pending:
-            directory, names = pending[-1]
-            name = next(names, None)
-            if name is None:
-                pending.pop()
-                if unmade and unmade[-1].path == directory:
-                    unmade.pop()
-                continue
-            path = directory + b"/" + name if directory else name
-            item = None if options.selection.excludes(path) else self._look_at(path)
-            if item is None or (not _is_directory(item) and not options.selection.includes(path)):
-                continue
-            if isinstance(item, Entry) and item.type is EntryType.DIRECTORY:
-                pending.append((path, iter(self._names(path))))
-                if options.selection.picks and not options.selection.includes(path):
-                    unmade.append(item)
-                    continue
-            yield from unmade
-            unmade.clear()
-            yield item
-
-    def _names(self, path: bytes) -> list[bytes]:
-        assert self._directories is not None
-        try:
-            with os.scandir(self._directories.get(path)) as found:
-                return sorted(os.fsencode(entry.name) for entry in found)
-        except OSError as exc:
-            raise copy_error(self._label, path, exc) from exc
-
-    def _look_at(self, path: bytes) -> Entry | LeftOut | None:
-        """Return what is there; None if it is gone."""
-        assert self._directories is not None
-        try:
-            directory, name = self._directories.locate(path)
-            info = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            if stat.S_ISLNK(info.st_mode):
-                target = os.readlink(name, dir_fd=directory)
-                if not self._options.unsafe_links and not stays_inside(path, target):
-                    return LeftOut(path, Why.LEADS_OUT)
-                return replace(self._entry_of(path, info), type=EntryType.SYMLINK, size=0, target=target)
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise copy_error(self._label, path, exc) from exc
-        if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
-            return LeftOut(path, Why.SPECIAL)
-        entry = self._entry_of(path, info)
-        if entry.type is EntryType.FILE and info.st_nlink > 1:
-            first = self._first_names.get((info.st_dev, info.st_ino))
-            if first is not None:
-                return replace(entry, type=EntryType.HARDLINK, size=0, target=first)
-            if len(self._first_names) < MAX_HARD_LINKS:
-                self._first_names[info.st_dev, info.st_ino] = path
-        return entry
-
-    def _entry_of(self, path: bytes, info: os.stat_result) -> Entry:
-        is_directory = stat.S_ISDIR(info.st_mode)
-        return Entry(
-            type=EntryType.DIRECTORY if is_directory else EntryType.FILE,
-            path=path,
-            mode=stat.S_IMODE(info.st_mode),
-            uid=info.st_uid if self._options.archive else NO_ID,
-            gid=info.st_gid if self._options.archive else NO_ID,
-            mtime_ns=info.st_mtime_ns,
-            size=0 if is_directory else info.st_size,
-        )
-
-
-def _is_directory(item: Entry | LeftOut) -> bool:
-    return isinstance(item, Entry) and item.type is EntryType.DIRECTORY

@@ -3,7 +3,7 @@
 `tree_sink`, the same on both ends.
 
 The disk and the wire work at the same time: one batch is read while the one before is sent, and what arrives while a
-batch is written is the next batch. Credit bounds what waits.
+portion is written is the next portion. Credit bounds what waits.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from typing import Any, Protocol
 
 from enclavekit_core.errors import RemoteProtocolError, TransportError
 
+from enclavekit_pipeline.channel.batch import Batch
 from enclavekit_pipeline.channel.mux import Stream
-from enclavekit_pipeline.channel.tree_source import Batch
 from enclavekit_pipeline.wire.copy_messages import Done
 from enclavekit_pipeline.wire.frames import Frame, Kind
 from enclavekit_pipeline.wire.messages import decode_payload, encode_payload
 from enclavekit_pipeline.wire.tree_receiver import TreeReceiver
 from enclavekit_pipeline.wire.tree_sender import TreeSender
 
+PORTION_BYTES = 512 * 1024  # a quarter of the credit: handing what came to a thread costs as much as receiving 64 KiB
+FLOW_BYTES = 128 * 1024  # that came at once: the sender does not wait for us
+PATIENCE_S = 0.002
 LAST_WORDS_S = 1.0  # for what the other side has said before it left to arrive
 Receive = Callable[..., Awaitable[Frame]]
 """`receive(stream, *kinds)`: the next frame, or the other side's refusal as an exception."""
@@ -126,31 +129,13 @@ async def receive_tree(
 
     Raises: InputError, RemoteProtocolError, TransportError.
     """
-    arrived: list[Frame] = []
-    something = asyncio.Event()
-
-    async def read() -> None:
-        try:
-            while True:
-                frame = await receive(stream, Kind.RECORDS)
-                arrived.append(frame)
-                something.set()
-                if frame.end:
-                    return
-        finally:
-            something.set()
-
-    reading = asyncio.create_task(read())
+    arrivals = Arrivals(stream, receive)
+    reading = asyncio.create_task(arrivals.read())
     ended = False
     try:
         while not ended:
-            while not arrived:
-                if reading.done():
-                    await reading  # it has failed
-                something.clear()
-                await something.wait()
-            taken = arrived[:]
-            arrived.clear()
+            if not (taken := await arrivals.take()):
+                await reading  # it has failed
             answers = await in_thread(sink.take, [frame.payload for frame in taken])
             if answers:
                 await stream.send_data(Kind.ANSWERS, answers)
@@ -166,6 +151,50 @@ async def receive_tree(
         return expected
     finally:
         await _end(reading)
+
+
+class Arrivals:
+    """Records that have come and are not taken yet."""
+
+    def __init__(self, stream: Stream, receive: Receive) -> None:
+        self._stream, self._receive = stream, receive
+        self._frames: list[Frame] = []
+        self._bytes = 0
+        self._wanted = 0  # so many bytes wake up whoever waits for them
+        self._ended = False
+        self._flows = False  # the sender does not wait for us
+        self._news = asyncio.Event()
+
+    async def read(self) -> None:
+        """Collect frames to the end of the records. Raises what `receive` raises."""
+        try:
+            while not self._ended:
+                frame = await self._receive(self._stream, Kind.RECORDS)
+                self._frames.append(frame)
+                self._bytes += len(frame.payload) or 1
+                self._ended = frame.end
+                if self._bytes >= self._wanted:
+                    self._news.set()
+        finally:
+            self._ended = True
+            self._news.set()
+
+    async def take(self) -> list[Frame]:
+        """Wait for frames and return them; nothing once `read` has ended and all was taken."""
+        await self._wait(1)
+        if self._flows:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE_S):
+                    await self._wait(PORTION_BYTES)
+        taken, self._frames = self._frames, []
+        self._flows, self._bytes = self._bytes >= FLOW_BYTES, 0
+        return taken
+
+    async def _wait(self, count: int) -> None:
+        self._wanted = count
+        if self._bytes < count and not self._ended:
+            self._news.clear()
+            await self._news.wait()
 
 
 @contextlib.asynccontextmanager

@@ -18,7 +18,7 @@ FAILURE_STATUS = 255  # as exec
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
-    parser.add_argument("--no-stdin", action="store_true", help="only look")
+    parser.add_argument("--no-stdin", action="store_true", help="look on only: nothing typed here reaches it")
     parser.add_argument("cid", metavar="ENCLAVE", help="CID, name or id")
     parser.add_argument("job", metavar="JOB", help="as exec -d printed it")
 

@@ -21,6 +21,11 @@ EPILOG = """\
 A directory that exists takes the copy under its name; SRC/. means what is in SRC. Files appear whole or not at all.
 exit codes: 1 if all went well but something was left out (it is named): special files, what cannot be read, links that
 lead out of the tree.
+
+examples (with PIPELINE_EIF and PIPELINE_IDENTITY set):
+  pipeline cp model.bin notes:/data/                 a directory: the file keeps its name
+  pipeline cp --delta site/. notes:/data/site        what is in site, what differs of it
+  pipeline cp notes:/data/log - | less
 """
 TERMINATED = 128 + signal.SIGTERM
 LEFT_OUT = 1
@@ -37,8 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_copy_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is copied, and how")
     what.add_argument("-a", "--archive", action="store_true", help="keep owners, too; modes and times always are")
-    what.add_argument("--include", action="append", default=[], metavar="PATTERN", help="only these; repeatable")
-    what.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="not these; repeatable")
+    what.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="only files that match: a name, or with / a path; repeatable",
+    )
+    what.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="leave out what matches; repeatable"
+    )
     what.add_argument("--delta", action="store_true", help="send only what is not there and equal")
     what.add_argument(
         "--resume",

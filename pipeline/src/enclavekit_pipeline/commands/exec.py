@@ -24,6 +24,11 @@ EPILOG = """\
 Everything after --, or else after ENCLAVE, is the command, word by word; no shell is involved unless you name one.
 exit codes: the command's own; 128+n if signal n ended it; 255 if it could not be run at all.
 With --timeout: 143 if it had to be ended, 137 if that took KILL, 124 if it then claimed to be done.
+
+examples (with PIPELINE_EIF and PIPELINE_IDENTITY set):
+  pipeline exec notes ls -l /data
+  pipeline exec -i notes -- sh -c 'cat > /data/in' < local
+  job=$(pipeline exec -d notes -- server --verbose)
 """
 FAILURE_STATUS = 255  # as ssh: 0..254 belong to the command in the enclave
 TAKES_COMMAND = True
@@ -31,11 +36,11 @@ TAKES_COMMAND = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
-    parser.add_argument("-i", "--interactive", action="store_true", help="send our standard input; else /dev/null")
+    parser.add_argument("-i", "--interactive", action="store_true", help="send standard input (default: it gets none)")
     parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
     parser.add_argument("-d", "--detach", action="store_true", help="leave it running and print its job: see logs")
     add_surrounding_flags(parser)
-    parser.add_argument("--timeout", type=seconds, metavar="S", help="end the command after S seconds")
+    parser.add_argument("--timeout", type=seconds, metavar="S", help="end the command after S seconds (default: never)")
     parser.add_argument("cid", metavar="ENCLAVE", help="CID, name or id")
 
 

@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from enclavekit_pipeline.host.forward_rules import Forward
 
 HELP = "forward connections to and from sockets in an enclave"
-USAGE = "pipeline forward [flags] [-L LISTEN=TARGET] ... [-R LISTEN=TARGET] ... CID"
+USAGE = "pipeline forward [flags] [-L LISTEN=TARGET] ... [-R LISTEN=TARGET] ... ENCLAVE"
 EPILOG = """\
 LISTEN and TARGET are PORT, HOST:PORT (tcp:// in front if you like) or unix:PATH. A PORT alone is of 127.0.0.1; port 0
 is any free one. Paths in the enclave are the app's, and with --system the framework's.
 One line for each forward says what listens; it goes on until INT or TERM, or until the enclave is gone (exit code 3).
+
+examples (with PIPELINE_EIF and PIPELINE_IDENTITY set):
+  pipeline forward -L 8443=8443 notes                127.0.0.1:8443 here leads to 127.0.0.1:8443 there
+  pipeline forward -L unix:ra.sock=8443 notes        the same behind a socket file
+  pipeline forward -R unix:/run/db.sock=5432 notes   the enclave reaches a database here
 """
 
 
@@ -34,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-R", dest="reverse", action="append", default=[], metavar="LISTEN=TARGET", help="listen there, connect here"
     )
-    parser.add_argument("cid", metavar="CID", help="of the enclave")
+    parser.add_argument("cid", metavar="ENCLAVE", help="CID, name or id")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -51,6 +51,15 @@ def take_general(words: list[str]) -> tuple[General, list[str]]:
     return General(config, legacy), rest
 
 
+def short_usage(parser: argparse.ArgumentParser) -> str:
+    """Return a usage of one line: what has to be given. The flags, of which there are many, are listed below it."""
+    words = [parser.prog, "[flags]"]
+    for action in parser._actions:  # argparse has no public way to look at them
+        if action.required and action.metavar is not None:
+            words += [*action.option_strings[:1], str(action.metavar)]
+    return " ".join(words)
+
+
 def apply_config(parser: argparse.ArgumentParser, *, cid: int | None, port: int | None) -> None:
     """Make what the configuration file says the default of a subcommand's arguments."""
     for action in parser._actions:  # argparse has no public way to make an argument optional afterwards

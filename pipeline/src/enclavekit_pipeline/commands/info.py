@@ -15,7 +15,7 @@ HELP = "say what an enclave is, what it grants you and what its limits are"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     parser.add_argument("enclave", metavar="ENCLAVE", help="CID, name or id")
 
 

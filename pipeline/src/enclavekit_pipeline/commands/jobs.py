@@ -15,7 +15,7 @@ HELP = "list commands that were started with exec -d"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
-    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--json", action="store_true", help="a JSON array instead of a table")
     parser.add_argument("cid", metavar="ENCLAVE", help="CID, name or id")
 
 

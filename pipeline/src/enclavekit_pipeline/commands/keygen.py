@@ -9,8 +9,16 @@ HELP = "make a key, and the certificate that goes into an image"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", required=True, help="what the enclave's list and logs call the holder")
-    parser.add_argument("-o", "--output", default=".", metavar="DIR", help="directory for NAME.key and NAME.crt")
+    parser.add_argument(
+        "--name", required=True, metavar="NAME", help="what the enclave's list and logs call the holder"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        default=".",
+        metavar="DIR",
+        help="directory for NAME.key and NAME.crt (default: the current one)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

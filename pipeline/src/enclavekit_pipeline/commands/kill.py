@@ -12,6 +12,11 @@ from enclavekit_core.errors import ConfigError
 from enclavekit_pipeline.commands.target import add_target_flags, make_target
 
 HELP = "signal a job, or a process in the app's root"
+EPILOG = """\
+examples (with PIPELINE_EIF and PIPELINE_IDENTITY set):
+  pipeline kill notes j1             the job, with all that it has started
+  pipeline kill -s HUP notes 42      one process, as ps lists it
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

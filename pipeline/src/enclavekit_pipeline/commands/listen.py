@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from enclavekit_pipeline.enclave.revocation import Revocations
+    from enclavekit_attestation.revocation import Revocations
+
     from enclavekit_pipeline.enclave.server import listen
 
     return listen(

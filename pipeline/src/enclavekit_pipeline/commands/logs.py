@@ -14,7 +14,7 @@ EPILOG = "The last MiB is kept, until 16 newer jobs of ours need its place. Both
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
-    parser.add_argument("-f", "--follow", action="store_true", help="and what it writes, until it ends")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what it writes, until it ends")
     parser.add_argument("cid", metavar="ENCLAVE", help="CID, name or id")
     parser.add_argument("job", metavar="JOB", help="as exec -d printed it")
 

@@ -14,7 +14,7 @@ HELP = "enter an enclave, run nothing, say how long an answer takes"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
-    parser.add_argument("-c", "--count", type=count, default=3, metavar="N", help="answers (default: %(default)s)")
+    parser.add_argument("-c", "--count", type=count, default=3, metavar="N", help="ask N times (default: %(default)s)")
     parser.add_argument("enclave", metavar="ENCLAVE", help="CID, name or id")
 
 

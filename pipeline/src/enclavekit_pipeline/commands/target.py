@@ -24,8 +24,10 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
     expect.add_argument("--eif", metavar="FILE", help="that it runs this image (or $PIPELINE_EIF)")
     expect.add_argument("--policy", metavar="FILE", help="that it meets this policy (or $PIPELINE_POLICY)")
     expect.add_argument("--pcr", action="append", default=[], metavar="N=HEX", help="that PCR N is this; repeatable")
-    expect.add_argument("--max-age", type=seconds, metavar="S", help="oldest evidence accepted, seconds")
-    caller = parser.add_argument_group("who we are")
+    expect.add_argument(
+        "--max-age", type=seconds, metavar="S", help="accept evidence up to S seconds old (default: 300)"
+    )
+    caller = parser.add_argument_group("who you are")
     caller.add_argument(
         "--identity", metavar="PREFIX", help="PREFIX.key and PREFIX.crt of keygen (or $PIPELINE_IDENTITY)"
     )
@@ -36,20 +38,23 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PEM",
         help="trust this root instead of AWS's: emulated enclaves (or $PIPELINE_INSECURE_DEV_ROOT)",
     )
-    parser.add_argument("--port", type=port_number, default=DEFAULT_PORT, help="vsock port (default: %(default)s)")
-    parser.add_argument(
+    where = parser.add_argument_group("where")
+    where.add_argument("--port", type=port_number, default=DEFAULT_PORT, help="vsock port (default: %(default)s)")
+    where.add_argument(
         "--connect-timeout",
         type=seconds,
         default=DEFAULT_CONNECT_TIMEOUT_S,
         metavar="S",
-        help="keep trying to connect for S seconds (default: %(default)s)",
+        help="keep trying to connect for S seconds (default: %(default)g)",
     )
-    parser.add_argument("--system", action="store_true", help="act on the framework's root, not the app's")
+    where.add_argument("--system", action="store_true", help="act on the framework's root, not the app's")
 
 
 def add_surrounding_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of what runs a command: where, as whom, within what limits."""
-    parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V", help="environment; repeatable")
+    parser.add_argument(
+        "-e", "--env", action="append", default=[], metavar="K=V", help="set in its environment; repeatable"
+    )
     parser.add_argument("-w", "--workdir", metavar="DIR", help="working directory (default: /)")
     parser.add_argument("-u", "--user", metavar="USER", help="name or uid, with :group if wanted (default: root)")
     parser.add_argument(

@@ -7,7 +7,7 @@ reading the file.
         certificate: |            # or spki_sha256: HEX
           -----BEGIN CERTIFICATE-----
           ...
-        allow: [exec, cp-in, cp-out]
+        allow: [exec, cp-in, cp-out]            # []: with control it is here for that and does not enter
         commands: [[ls, ...], [cat, "/data/*"]] # absent: any; word by word, shell patterns; `...` last: any more words
         read: [/data]                           # absent: any path
         write: [/data/in]                       # absent: any path
@@ -25,15 +25,10 @@ reading the file.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import hmac
 import posixpath
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from enclavekit_attestation.caller import check_proof
+from enclavekit_attestation.caller import check_proof, key_of_client
 from enclavekit_core.address import TcpAddress, parse_listed_address
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError, VerificationError
@@ -116,7 +111,10 @@ class Clients:
                 raise ConfigError(source, grant.name, "sessions: nobody enters with fewer than one")
             for text in (*(grant.forward or ()), *(grant.reverse or ())):
                 parse_listed_address(text, f"{source}: {grant.name}")
-            key = _key_of(grant, source)
+            try:
+                key = key_of_client(grant.certificate, grant.spki_sha256)
+            except ValueError as exc:
+                raise ConfigError(source, grant.name, str(exc)) from exc
             if key in self._by_key:
                 raise ConfigError(source, grant.name, f"it has the key of {self._by_key[key].name}")
             self._by_key[key] = grant
@@ -138,6 +136,8 @@ class Clients:
         caller = check_proof(certificate_der, signature, signed)
         for known, grant in self._by_key.items():
             if hmac.compare_digest(known, caller.spki_sha256):
+                if not grant.allow and grant.control:  # there for initctl's gateway only
+                    raise VerificationError("the caller", f"{grant.name} may do nothing here")
                 return grant
         raise VerificationError("the caller", f"the enclave's list has no client {caller.claimed_name!r} with this key")
 
@@ -226,20 +226,3 @@ def _matches(pattern: list[str], argv: list[str]) -> bool:
 def _word_matches(word: str, wanted: str) -> bool:
     # `/data/*` is meant to stay below /data: no pattern stands for `..`, which has to be in the list as it is
     return word == wanted or (".." not in word.split("/") and fnmatch.fnmatchcase(word, wanted))
-
-
-def _key_of(grant: Grant, source: str) -> bytes:
-    if (grant.certificate is None) == (grant.spki_sha256 is None):
-        raise ConfigError(source, grant.name, "it needs a certificate or an spki_sha256, and not both")
-    try:
-        if grant.spki_sha256 is not None:
-            key = bytes.fromhex(grant.spki_sha256)
-            if len(key) != hashlib.sha256().digest_size:
-                raise ValueError
-            return key
-        public = x509.load_pem_x509_certificate((grant.certificate or "").encode()).public_key()
-        if not isinstance(public, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey):
-            raise ConfigError(source, grant.name, "its key is neither EC nor Ed25519")
-        return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
-    except (ValueError, UnsupportedAlgorithm) as exc:
-        raise ConfigError(source, grant.name, "its certificate or key hash is malformed") from exc

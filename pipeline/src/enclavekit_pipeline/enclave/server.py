@@ -13,9 +13,10 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from enclavekit_attestation.binding import TlsIdentity, encode_binding
+from enclavekit_attestation.revocation import Revocations
 from enclavekit_core import logs, tls
 from enclavekit_core.address import CID_ANY, VsockAddress
-from enclavekit_core.allocator import use_one_arena
+from enclavekit_core.allocator import keep_freed, use_one_arena
 from enclavekit_core.errors import ConfigError, DeviceError, EnclavekitError, InputError, VerificationError
 from enclavekit_core.peers import Peer
 from enclavekit_core.streams import Listener
@@ -27,7 +28,6 @@ from enclavekit_pipeline.enclave.jobs import Jobs
 from enclavekit_pipeline.enclave.legacy_listener import LegacyListener, check_debug
 from enclavekit_pipeline.enclave.processes import serve_ps
 from enclavekit_pipeline.enclave.reception import Reception
-from enclavekit_pipeline.enclave.revocation import Revocations
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.serve_copy import serve_copy_in, serve_copy_out
 from enclavekit_pipeline.enclave.serve_exec import serve_exec
@@ -56,6 +56,7 @@ from enclavekit_pipeline.wire.requests import Request, decode_request, target_of
 
 SERVICE = "pipeline"
 MAX_SESSIONS = 64  # callers inside at once; each may have up to 3 MiB of credit per request
+KEPT_HEAP_BYTES = 2 * 1024 * 1024  # what one stream's credit lets come
 UNWIND_S = 20.0  # for requests whose caller is gone; then they are cancelled
 
 log = logs.get_logger("pipeline")
@@ -233,6 +234,7 @@ def listen(
     """
     logs.configure()
     use_one_arena()
+    keep_freed(KEPT_HEAP_BYTES)
     if os.geteuid() == 0:
         os.setgroups([])  # what acts as somebody else is to have only that one's rights
     clients = Clients.load(clients_path)

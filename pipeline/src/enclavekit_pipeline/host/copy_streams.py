@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_pipeline.channel.tree_source import READ_BYTES, Batch
+from enclavekit_pipeline.channel.batch import Batch
 from enclavekit_pipeline.wire.tree_content import ContentHash, chunk_bytes
 from enclavekit_pipeline.wire.tree_receiver import Hole, Made, TreeReceiver
 from enclavekit_pipeline.wire.tree_records import Data, End, Entry, EntryType, LeftOut, data_header
@@ -25,6 +25,7 @@ from enclavekit_pipeline.wire.tree_sender import TreeSender
 
 STDIN, STDOUT = 0, 1
 STDIN_MODE = 0o644
+READ_BYTES = 256 * 1024
 ZERO_BLOCK = bytes(256 * 1024)
 Result = TypeVar("Result")
 

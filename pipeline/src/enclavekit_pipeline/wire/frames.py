@@ -17,6 +17,7 @@ OLDEST_VERSION = 2  # that is still spoken; 1 had no end of streams, so one requ
 HEADER = struct.Struct(">BBHI")  # kind u8, flags u8, stream u16, length u32: 8 bytes, big-endian
 CREDIT = struct.Struct(">BI")  # kind of the data that is granted, bytes
 MAX_PAYLOAD_BYTES = 64 * 1024  # small enough to interleave, and for malloc to reuse; large enough to stream
+DATA_BYTES = MAX_PAYLOAD_BYTES - HEADER.size  # what we send of much data: with its header it fills records of TLS
 MAX_STREAM = 0xFFFF
 CONTROL_STREAM = 0
 HOST_STREAMS = range(1, 0x8000)  # who opens a stream is seen by its number: both sides open without asking
@@ -35,6 +36,8 @@ class Kind(enum.IntEnum):
     CLOSE, INFO = 26, 27
     RECORDS, ANSWERS = 32, 33  # of copies, see tree_records
     RESIZE, JOB, JOBS, PROCESSES, GAP, SIGNALLED = 56, 57, 58, 59, 60, 61
+
+    __hash__ = int.__hash__  # Enum's is Python, and each frame is looked up several times
 
 
 KINDS = {kind.value: kind for kind in Kind}
@@ -61,6 +64,11 @@ def encode(frame: Frame) -> bytes:
         raise LocalProtocolError(f"cannot encode frame: {frame.kind.name} has no end")
     header = HEADER.pack(frame.kind, FLAG_END if frame.end else 0, frame.stream, len(frame.payload))
     return b"".join((header, frame.payload))
+
+
+def encode_data(stream: int, kind: Kind, data: bytes | memoryview) -> bytes:
+    """Return what `encode` does for data on an open stream, which is most of what is sent."""
+    return b"".join((HEADER.pack(kind, 0, stream, len(data)), data))
 
 
 def encode_credit(stream: int, kind: Kind, count: int) -> bytes:

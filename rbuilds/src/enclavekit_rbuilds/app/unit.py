@@ -17,6 +17,7 @@ from enclavekit_core.runtime_config import ENVIRONMENT_PATH
 from enclavekit_rbuilds.app.accounts import Account
 from enclavekit_rbuilds.app.image_config import DEFAULT_PATH, ImageConfig
 from enclavekit_rbuilds.app.tree import AppTree, Inode, Node, TreeError, directory, split_path
+from enclavekit_rbuilds.manifest.control import SOCKET
 
 APP_ROOT = "/rootfs"
 SHARED = "/data"
@@ -48,8 +49,14 @@ def _make_directory(tree: AppTree, path: str, what: str, inode: Inode) -> None:
             raise InputError("make", f"{what} {path}", str(exc)) from exc
 
 
-def make_unit(tree: AppTree, config: ImageConfig, account: Account, *, takes_values: bool = False) -> str:
-    """Return `app.service`. Raises InputError for what could not start."""
+def make_unit(
+    tree: AppTree, config: ImageConfig, account: Account, *, takes_values: bool = False, has_control: bool = False
+) -> str:
+    """Return `app.service`. Raises InputError for what could not start.
+
+    Args:
+        takes_values: it waits for this deployment's. has_control: some user of it may ask PID 1.
+    """
     if not config.argv or not config.argv[0]:
         raise InputError("build", "the app", "it has no ENTRYPOINT and no CMD: give --entrypoint or --cmd")
     node = tree.resolve(_split(config.working_directory, "working directory"))
@@ -62,7 +69,8 @@ def make_unit(tree: AppTree, config: ImageConfig, account: Account, *, takes_val
         "Environment": [f"{name}={value}" for name, value in environment.items()],
         "WorkingDirectory": config.working_directory,
         "RootDirectory": APP_ROOT,
-        "BindPaths": [f"{SHARED}:{SHARED}"],
+        # the socket need not be there: the app runs without
+        "BindPaths": [f"{SHARED}:{SHARED}", *([f"-{SOCKET}:{SOCKET}"] if has_control else [])],
         "User": str(account.uid),
         "Group": str(account.gid),
         "SupplementaryGroups": [str(group) for group in account.groups],

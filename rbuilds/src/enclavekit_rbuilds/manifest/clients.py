@@ -75,7 +75,7 @@ def parse_authorization(text: str) -> Client:
 
     Verbs are comma-separated, of VERBS; without any the client gets USUAL_VERBS, inside the app's root. `all` is every
     verb, in the framework's own root as well (`pipeline exec --system`); `control` is everything that initctl can ask,
-    which no other word includes. The name is the file's, without its suffix.
+    which no other word includes, and alone it is no more than that. The name is the file's, without its suffix.
     Raises: InputError.
     """
     path, colon, verbs = text.rpartition(":")
@@ -83,21 +83,19 @@ def parse_authorization(text: str) -> Client:
         path, verbs = text, ",".join(USUAL_VERBS)
     allow = [verb.strip() for verb in verbs.split(",") if verb.strip()]
     control = [ALL] if CONTROL in allow else []
-    allow = [verb for verb in allow if verb != CONTROL] or list(USUAL_VERBS if control else ())
+    allow = [verb for verb in allow if verb != CONTROL]
     unknown = [verb for verb in allow if verb not in (*VERBS, ALL)]
-    if unknown or not allow:
+    if unknown or not (allow or control):
         wrong = unknown[0] if unknown else verbs
         raise InputError("authorize", text, f"{wrong!r} is none of {', '.join(VERBS)}, {CONTROL}, {ALL}")
     return msgspec.structs.replace(load_client(path, allow), control=control)
 
 
 def load_client(path: str, allow: Sequence[str], name: str | None = None) -> Client:
-    """Return the client with the certificate at `path`; `allow` is ALL, or has verbs and perhaps ALL in it.
+    """Return the client with the certificate at `path`; `allow` has verbs, or ALL, or nothing, for `control` alone.
 
     Raises: InputError.
     """
-    if not allow:
-        raise InputError("authorize", path, "it may do nothing")
     system = ALL in allow
     verbs = VERBS if system else sorted(set(allow), key=VERBS.index)
     if name is None:

@@ -102,6 +102,7 @@ def merge_request(args: argparse.Namespace) -> BuildRequest:
         attestation=render_attestation(manifest.attestation, _client_ca(manifest)),
         proxied_port=manifest.attestation.proxied_port,
         logs=render_logs(manifest.logs),
+        control=tuple(manifest.control.allow),
         resources=_resources(args, manifest),
         signing=_signing(args, manifest),
         arch=args.arch,
@@ -138,9 +139,12 @@ def parse_words(flag: str, text: str | None) -> tuple[str, ...] | None:
 
 
 def parse_egress(text: str) -> EgressRule:
-    """Return the rule that `HOST:PORT` names, an IPv6 address in brackets. Raises ConfigError."""
+    """Return the rule that `HOST:PORT` or `HOST:FIRST-LAST` names, an IPv6 address in brackets. Raises ConfigError."""
     host, _, port = text.rpartition(":")
-    return EgressRule(host=host.removeprefix("[").removesuffix("]"), port=_number("--egress", text, port))
+    first, dash, last = port.partition("-")
+    number = _number("--egress", text, first)
+    ports = f"{number}-{_number('--egress', text, last)}" if dash else number
+    return EgressRule(host=host.removeprefix("[").removesuffix("]"), port=ports)
 
 
 def parse_ingress(text: str) -> IngressRule:
@@ -202,7 +206,10 @@ def _clients(args: argparse.Namespace, manifest: Manifest, source: str) -> tuple
 def _client(entry: ClientEntry, source: str) -> Client:
     for text in (*(entry.forward or ()), *(entry.reverse or ())):
         parse_listed_address(text, source)
-    client = load_client(entry.certificate, [entry.allow] if isinstance(entry.allow, str) else entry.allow, entry.name)
+    allow = [entry.allow] if isinstance(entry.allow, str) else entry.allow
+    if not allow and not entry.control:
+        raise InputError("authorize", entry.certificate, "it may do nothing")
+    client = load_client(entry.certificate, allow, entry.name)
     rules = {name: getattr(entry, name) for name in CLIENT_RULES}
     return check_client(msgspec.structs.replace(client, **rules), source)
 

@@ -11,19 +11,20 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata, resources
 from typing import Any
 
 import msgspec
+from enclavekit_core.errors import InputError
 from enclavekit_core.runtime_config import SCHEMA_PATH, Schema
 
 from enclavekit_rbuilds.app.accounts import Account, resolve_user
 from enclavekit_rbuilds.app.archive import read_archive
 from enclavekit_rbuilds.app.directory import read_directory
 from enclavekit_rbuilds.app.image_config import ImageConfig, Overrides
-from enclavekit_rbuilds.app.tree import AppTree, Content, Inode
+from enclavekit_rbuilds.app.tree import AppTree, Content, Inode, split_path
 from enclavekit_rbuilds.app.unit import make_unit, prepare_tree
 from enclavekit_rbuilds.base.cache import cached, key_of
 from enclavekit_rbuilds.base.inputs import Input
@@ -35,8 +36,9 @@ from enclavekit_rbuilds.init_c.image import init_files
 from enclavekit_rbuilds.kernel.sources import fit_compression
 from enclavekit_rbuilds.manifest.attestation import File
 from enclavekit_rbuilds.manifest.clients import Client, render_clients
-from enclavekit_rbuilds.manifest.logs import PATH as LOGS_PATH
-from enclavekit_rbuilds.manifest.network import TABLE_PATH, NetworkPlan, merge_hosts
+from enclavekit_rbuilds.manifest.control import ControlGrant, render_control
+from enclavekit_rbuilds.manifest.logs import PATH as INIT_PATH
+from enclavekit_rbuilds.manifest.network import NetworkPlan
 from enclavekit_rbuilds.plan.source import Source, hash_file
 from enclavekit_rbuilds.plan.steps import Job, Product, Step
 
@@ -60,7 +62,6 @@ OWN_CODE = (  # package -> folders whose code decides the bytes of an app's ramd
     ("enclavekit_rbuilds", ("app", "image", "init_c", "manifest", "plan", "data/units")),
     ("enclavekit_eif", ("",)),
 )
-MAX_HOSTS_BYTES = 1024 * 1024  # of the app's own /etc/hosts; a real one has a few lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,13 @@ class AppRequest:
     services: frozenset[str]
     network: NetworkPlan
     runtime_config: Schema = field(default_factory=dict)
+    """What the values of a deployment may be; empty: it takes none."""
     attestation: tuple[File, ...] = ()
     """Files for the attestation server."""
     logs: bytes = b""
-    """A file for PID 1; empty: none."""
-    """What the values of a deployment may be; empty: it takes none."""
+    """Of a file for PID 1; empty: none."""
+    control: tuple[ControlGrant, ...] = ()
+    """Of the same file."""
     keep_owners: bool = False
     """Of a directory: files keep the uid and gid that they have on disk."""
     init: str = "python"
@@ -123,6 +126,7 @@ def app_step(request: AppRequest, progress: Progress) -> Step:
 
 def facts_of(request: AppRequest) -> tuple[str, ...]:
     """Return everything that decides the ramdisk but its source, our own code included."""
+    network = request.network
     settings: list[Any] = [[[name, getattr(item, name)] for name in Overrides.__slots__] for item in request.overrides]
     return (
         PACKING,
@@ -132,10 +136,11 @@ def facts_of(request: AppRequest) -> tuple[str, ...]:
         msgspec.json.encode(settings).decode(),
         render_clients(request.clients).decode(),
         " ".join(sorted(request.services)),
-        msgspec.json.encode([request.network.table(), request.network.units, request.network.hosts]).decode(),
+        msgspec.json.encode([network.units, _texts(network.files), _texts(network.app_files)]).decode(),
         msgspec.json.encode(request.runtime_config, order="sorted").decode(),
         msgspec.json.encode(request.attestation).decode(),
         request.logs.decode(),
+        msgspec.json.encode(request.control).decode(),
         request.init,
         own_code_digest(),
         metadata.version("zstandard"),
@@ -173,10 +178,12 @@ def _make_app(work: str, source: Source, request: AppRequest, progress: Progress
     if request.init == "c":
         files = init_files(tree, config, account)
     else:
-        unit = make_unit(tree, config, account, takes_values=bool(request.runtime_config))
-        files = app_files(unit, request, account)
-    if request.network.hosts:
-        add_hosts(tree, request.network, scratch)
+        unit = make_unit(
+            tree, config, account, takes_values=bool(request.runtime_config), has_control=bool(request.control)
+        )
+        files = app_files(unit, request, account, request.logs + render_control(resolve_grants(tree, request.control)))
+    if request.network.app_files:
+        add_files(tree, request.network.app_files, scratch)
     ramdisk = pack_app(tree, files, os.path.join(work, "ramdisk"), request.compression)
     with open(os.path.join(work, "app.json"), "wb") as out:
         out.write(msgspec.json.encode(AppRamdisk(ramdisk, inputs, tuple(notes.notes))))
@@ -234,25 +241,35 @@ def _hash_content(content: Content) -> bytes:
     return hash_file(os.fsdecode(content.path)).encode() if content.size else b""
 
 
-def add_hosts(tree: AppTree, network: NetworkPlan, scratch: str) -> None:
-    """Put the names that the app may reach into its /etc/hosts; a C library may want nsswitch.conf to look there."""
-    node = tree.resolve((b"etc", b"hosts"))
-    existing = b""
-    if node is not None and isinstance(content := node.inode.content, Content) and content.size:
-        with open(content.path, "rb") as source:
-            source.seek(content.offset)
-            existing = source.read(min(content.size, MAX_HOSTS_BYTES))
-    files = {b"hosts": merge_hosts(existing, network.hosts)}
+def add_files(tree: AppTree, files: Mapping[bytes, bytes], scratch: str) -> None:
+    """Put files into the app's root; a C library may want nsswitch.conf to ask the resolver that one of them names."""
+    wanted = dict(files)
     if tree.find((b"etc", b"nsswitch.conf")) is None:
-        files[b"nsswitch.conf"] = b"hosts: files dns\n"
-    for name, text in files.items():
-        path = os.path.join(os.fsencode(scratch), b"etc-" + name)
+        wanted[b"etc/nsswitch.conf"] = b"hosts: files dns\n"
+    for number, (name, text) in enumerate(wanted.items()):
+        path = os.path.join(os.fsencode(scratch), b"own-%d" % number)
         with open(path, "wb") as out:
             out.write(text)
-        tree.place((b"etc", name), Inode(stat.S_IFREG | 0o644, content=Content(path, 0, len(text))))
+        tree.place(split_path(name), Inode(stat.S_IFREG | 0o644, content=Content(path, 0, len(text))))
 
 
-def app_files(unit: str, request: AppRequest, account: Account) -> Sequence[AppFile]:
+def _texts(files: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {path.decode(): content.decode() for path, content in files.items()}
+
+
+def resolve_grants(tree: AppTree, grants: Sequence[ControlGrant]) -> list[tuple[int, ControlGrant]]:
+    """Return each with the uid of its user. Raises InputError for one that is unknown, root or there twice."""
+    found: dict[int, ControlGrant] = {}
+    for grant in grants:
+        uid = resolve_user(tree, grant.user).uid
+        if uid == 0 or uid in found:
+            reason = "root may ask for everything" if uid == 0 else "it is there twice"
+            raise InputError("grant control to", grant.user, reason)
+        found[uid] = grant
+    return list(found.items())
+
+
+def app_files(unit: str, request: AppRequest, account: Account, for_init: bytes) -> Sequence[AppFile]:
     """Return what ramdisk 1 holds beside the app's root; /data belongs to the app, which keeps its state there."""
     files = [
         AppFile(b"data", None, uid=account.uid, gid=account.gid),
@@ -260,18 +277,18 @@ def app_files(unit: str, request: AppRequest, account: Account) -> Sequence[AppF
     ]
     if request.clients:
         files.append(AppFile(CLIENTS_PATH, render_clients(request.clients)))
-    elif "pipeline" in request.services:  # no list, no listener: a unit that fails would only fill the log
+    # nobody who may enter, no listener: a unit that fails would only fill the log
+    if "pipeline" in request.services and not any(client.allow for client in request.clients):
         files.append(AppFile(LISTENER_PATH, (units()["pipeline.service"] + "ServiceEnable = false\n").encode()))
     if any(client.control for client in request.clients):
         files.append(AppFile(GATEWAY_UNIT_PATH, GATEWAY_UNIT))
     files += [AppFile(path.encode(), content) for path, content in request.attestation]
-    if request.logs:
-        files.append(AppFile(LOGS_PATH, request.logs))
+    if for_init:
+        files.append(AppFile(INIT_PATH, for_init))
     if request.runtime_config:
         schema = msgspec.json.format(msgspec.json.encode(request.runtime_config, order="sorted"), indent=2)
         files.append(AppFile(SCHEMA_PATH.lstrip("/").encode(), schema + b"\n"))
         files.append(AppFile(RUNTIME_CONFIG_UNIT_PATH, RUNTIME_CONFIG_UNIT))
-    if request.network.units:
-        files.append(AppFile(TABLE_PATH, request.network.table_file()))
+    files += [AppFile(path, content) for path, content in request.network.files.items()]
     files += [AppFile(f"service/{name}".encode(), text.encode()) for name, text in request.network.units.items()]
     return files

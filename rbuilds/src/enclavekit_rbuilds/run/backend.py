@@ -11,6 +11,7 @@ from enclavekit_core.errors import InputError
 from enclavekit_rbuilds.run.failure import NitroFailure
 from enclavekit_rbuilds.run.model import BACKENDS, AppEnd, BackendName, LaunchPlan, RunningEnclave
 
+END_PATIENCE_S = 2.0  # a report that was sent is on disk within milliseconds
 NITRO_DEVICE = "/dev/nitro_enclaves"
 
 
@@ -44,8 +45,11 @@ class Backend(Protocol):
     def console(self, enclave: RunningEnclave) -> int:
         """Show the console on our own standard output until it ends. Raises LaunchError."""
 
-    def end_of(self, enclave: RunningEnclave) -> AppEnd | None:
-        """Return how the app of an enclave that has ended, or is about to, exited; None if it is not told."""
+    def end_of(self, enclave: RunningEnclave, patience_s: float = END_PATIENCE_S) -> AppEnd | None:
+        """Return how the app of an enclave that has ended, or is about to, exited; None if it is not told.
+
+        Args: patience_s: how long to wait for a report that is on its way.
+        """
 
 
 def choose_backend(named: str | None) -> Backend:

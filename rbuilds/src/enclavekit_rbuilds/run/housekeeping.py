@@ -12,6 +12,7 @@ from enclavekit_rbuilds.run.leftovers import adopt_orphans, settle
 from enclavekit_rbuilds.run.model import LaunchError, RunningEnclave
 from enclavekit_rbuilds.run.store import Store
 
+WAIT_TURN_S = 3600.0
 SUPERVISOR_TIMEOUT_S = 60.0  # it stops its proxies one after the other, each in a few seconds at most
 
 
@@ -20,6 +21,23 @@ def keep_house() -> Store:
     store = Store()
     adopt_orphans(store, settle(store, lambda text: print(f"rbuilds: note: {text}", file=sys.stderr)))
     return store
+
+
+def wait_for_enclave(store: Store, enclave: RunningEnclave) -> None:
+    """Wait until an enclave has ended and its supervisor has noted how."""
+    record = store.read(enclave.cid)
+    if record is None or record.enclave is None or record.enclave.id != enclave.id:
+        raise LaunchError("wait for enclave", enclave.name, "it was not started by rbuilds run")
+    try:
+        handle = os.pidfd_open(record.supervisor.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if is_alive(record.supervisor):
+            while not wait_for_end(handle, WAIT_TURN_S):
+                pass
+    finally:
+        os.close(handle)
 
 
 def wait_for_supervisor(store: Store, enclave: RunningEnclave) -> None:

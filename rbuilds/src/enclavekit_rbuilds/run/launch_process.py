@@ -8,7 +8,7 @@ import contextlib
 
 from enclavekit_rbuilds.run.backend import Backend
 from enclavekit_rbuilds.run.front_link import FrontLink
-from enclavekit_rbuilds.run.model import LaunchPlan, RunningEnclave
+from enclavekit_rbuilds.run.model import AppEnd, LaunchPlan, RunningEnclave
 from enclavekit_rbuilds.run.nitro_commands import LaunchOutput, parse_launch
 
 CHUNK_BYTES = 64 * 1024
@@ -16,11 +16,12 @@ MAX_STDERR_BYTES = 256 * 1024  # progress lines and the last error of a launch
 
 
 class LaunchProcess:
-    """Runs it once; `relay` is the task that passes the console on, if there is one."""
+    """Runs it once; `relay` is the task that passes the console on, if there is one, and learns the app's `end`."""
 
     def __init__(self, backend: Backend, plan: LaunchPlan, front: FrontLink) -> None:
         self.backend, self.plan, self.front = backend, plan, front
         self.relay: asyncio.Task[None] | None = None
+        self.end: AppEnd | None = None
 
     async def run(self, cid: int) -> tuple[RunningEnclave | None, str, int]:
         """Return the enclave, or what was said and the status it failed with."""
@@ -82,6 +83,7 @@ class LaunchProcess:
         status = await process.wait()
         failure = self.backend.failure(await errors, status).describe() if status > 0 else ""
         app = None if failure else await asyncio.to_thread(self.backend.end_of, enclave)
+        self.end = app
         status_of_app, words = (None, ()) if app is None else (app.status, app.words)
         self.front.send({"ended": {"status": status_of_app, "words": words, "failure": failure}})
 

@@ -13,6 +13,7 @@ from enclavekit_core.exit_report import REQUESTED
 
 from enclavekit_rbuilds.base.command import run
 from enclavekit_rbuilds.run import nitro_commands
+from enclavekit_rbuilds.run.backend import END_PATIENCE_S
 from enclavekit_rbuilds.run.exit_reports import read_report
 from enclavekit_rbuilds.run.failure import NitroFailure, parse_error_log, parse_failure
 from enclavekit_rbuilds.run.model import AppEnd, BackendName, LaunchError, LaunchPlan, RunningEnclave
@@ -21,7 +22,6 @@ from enclavekit_rbuilds.run.store import private_directory
 
 SOCKETS_DIRECTORY = "/run/nitro_enclaves"
 MAX_LOG_BYTES = 64 * 1024  # an error log has some ten lines
-REPORT_PATIENCE_S = 2.0  # a report that was sent is on disk within milliseconds
 REPORT_POLL_S = 0.05
 STATUS_UNKNOWN = 255  # as nitro-emu wait has it
 COMMAND_TIMEOUT_S = 60.0  # describe and terminate answer at once; the enclave process has 3 s to be heard
@@ -75,9 +75,9 @@ class NitroCli:
             raise LaunchError("attach to enclave", enclave.name, failure.describe(), failure.code)
         return 0
 
-    def end_of(self, enclave: RunningEnclave) -> AppEnd | None:
+    def end_of(self, enclave: RunningEnclave, patience_s: float = END_PATIENCE_S) -> AppEnd | None:
         # the hypervisor does not tell; PID 1 of our images reported it before it powered off
-        deadline = time.monotonic() + REPORT_PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while (report := read_report(private_directory(), enclave.cid)) is None and time.monotonic() < deadline:
             time.sleep(REPORT_POLL_S)
         if report is None:

@@ -11,6 +11,7 @@ from typing import Any
 from enclavekit_core import fabric
 from enclavekit_core.exit_report import ExitReport, LastLine
 
+from enclavekit_rbuilds.run.backend import END_PATIENCE_S
 from enclavekit_rbuilds.run.failure import NitroFailure
 from enclavekit_rbuilds.run.model import AppEnd, BackendName, RunningEnclave
 from enclavekit_rbuilds.run.nitro_cli import COMMAND_TIMEOUT_S, NitroCli
@@ -36,7 +37,7 @@ class NitroEmu(NitroCli):
     def failure(self, stderr: str, status: int) -> NitroFailure:
         return replace(super().failure(stderr, status), names_cause=True)
 
-    def end_of(self, enclave: RunningEnclave) -> AppEnd | None:
+    def end_of(self, enclave: RunningEnclave, patience_s: float = END_PATIENCE_S) -> AppEnd | None:
         argv = [self._program(), "wait", "--enclave-id", enclave.id]
         done = subprocess.run(
             argv,

@@ -6,6 +6,7 @@ rbuilds/CID.json         Record of an enclave; written whole or not at all, by i
 rbuilds/CID.lock         flock(2): held by the supervisor as long as it lives, so kill -9 releases it, too
 rbuilds/CID.nft          the nftables rules that are in
 rbuilds/CID.end          how its app ended, as it reported it (nitro-cli)
+rbuilds/ended/ID.json    EndedEnclave, of the last MAX_ENDED of this user
 rbuilds/proxy-KEY.json   ProxyRecord; KEY says what it listens on
 rbuilds/proxy-KEY.cids   who may use it (egress): one CID a line
 rbuilds/proxy-KEY.log    its standard error
@@ -28,6 +29,8 @@ from enclavekit_core.processes import ProcessId
 from enclavekit_rbuilds.run.model import LaunchPlan, RunningEnclave
 
 T = TypeVar("T")
+ENDED = "ended"
+MAX_ENDED = 32  # as nitro-emu keeps; enough for whoever asks the next day
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -45,6 +48,18 @@ class Record(msgspec.Struct, frozen=True):
     """Keys of its ProxyRecords."""
     has_rules: bool = False
     """Whether nftables rules are in."""
+
+
+class EndedEnclave(msgspec.Struct, frozen=True):
+    """How one of this user's enclaves ended; kept when nothing else of it is."""
+
+    enclave: RunningEnclave
+    ended_at: float
+    """Unix time, of this host."""
+    status: int | None
+    """Of its app; None if nobody knows."""
+    words: tuple[str, ...]
+    """Why, in what circumstances, and what it said last; a line each."""
 
 
 class ProxyRecord(msgspec.Struct, frozen=True):
@@ -134,6 +149,24 @@ class Store:
         """Forget an enclave; its lock file stays, whoever waits for it must meet the same file."""
         for kind in ("nft", "end", "json"):
             self.unlink(f"{cid}.{kind}")
+
+    # enclaves that are no more
+
+    def write_ended(self, ended: EndedEnclave) -> None:
+        """Keep how an enclave ended, and forget the oldest beyond MAX_ENDED."""
+        os.makedirs(self.path(ENDED), mode=0o700, exist_ok=True)
+        _write(self.path(f"{ENDED}/{ended.enclave.id}.json"), ended)
+        for old in self.ended()[:-MAX_ENDED]:
+            self.unlink(f"{ENDED}/{old.enclave.id}.json")
+
+    def ended(self) -> list[EndedEnclave]:
+        """Return those that have ended, the last one last."""
+        try:
+            names = [name for name in os.listdir(self.path(ENDED)) if name.endswith(".json")]
+        except FileNotFoundError:
+            return []
+        found = [_read(self.path(f"{ENDED}/{name}"), EndedEnclave) for name in names]
+        return sorted((each for each in found if each is not None), key=lambda each: each.ended_at)
 
     # proxies
 

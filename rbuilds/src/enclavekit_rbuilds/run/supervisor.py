@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import subprocess
 import sys
 import time
 from typing import Any
@@ -28,9 +29,10 @@ from enclavekit_rbuilds.run.nft import put_rules, remove_rules
 from enclavekit_rbuilds.run.proxies import describe_network, plan_proxies
 from enclavekit_rbuilds.run.proxy_pool import ProxyPool
 from enclavekit_rbuilds.run.rules import overlaps
-from enclavekit_rbuilds.run.store import Record, Store
+from enclavekit_rbuilds.run.store import EndedEnclave, Record, Store
 
 LOCK_POLL_S = 0.1  # another launch takes from one second to minutes
+END_PATIENCE_S = 0.5  # for a report that was sent before the end; who has dropped the enclave waits for that, too
 LIST_POLL_S = 5.0  # where the enclave's process cannot be watched
 MAX_RESTARTS = 5  # of one proxy within RESTART_WINDOW_S; then it stays down and says so in its log
 RESTART_WINDOW_S = 60.0
@@ -50,7 +52,7 @@ class Supervisor:
         self.record: Record | None = None
         self.stopping = asyncio.Event()
         self._lock = -1
-        self._relay: asyncio.Task[None] | None = None
+        self._process: LaunchProcess | None = None
 
     # launch
 
@@ -145,7 +147,7 @@ class Supervisor:
             process = LaunchProcess(self.backend, self.plan, self.front)
             enclave, stderr, status = await process.run(self.current.cid)
             if enclave is not None:
-                self._relay = process.relay
+                self._process = process
                 self._update(enclave=enclave, holder=identify(enclave.pid))
                 for line in stderr.splitlines():
                     if "note: " in line:
@@ -236,8 +238,10 @@ class Supervisor:
             return
         if record.enclave is not None and (record.holder is None or is_alive(record.holder)):
             await asyncio.to_thread(self._end_enclave, record.enclave)
-        if self._relay is not None:
-            await asyncio.wait({self._relay})
+        if self._process is not None and self._process.relay is not None:
+            await asyncio.wait({self._process.relay})
+        if record.enclave is not None:
+            await asyncio.to_thread(self._keep_end, record.enclave)
         if record.has_rules:
             try:
                 remove_rules(self.store, record.cid)
@@ -254,6 +258,17 @@ class Supervisor:
     def _end_enclave(self, enclave: RunningEnclave) -> None:
         with contextlib.suppress(EnclavekitError):  # it has ended meanwhile; or the next list shows it
             self.backend.terminate(enclave)
+
+    def _keep_end(self, enclave: RunningEnclave) -> None:
+        """Note how it ended, for whoever was not there."""
+        end = self._process.end if self._process is not None else None
+        try:
+            end = end or self.backend.end_of(enclave, END_PATIENCE_S)
+        except (EnclavekitError, OSError, subprocess.SubprocessError):
+            pass
+        status, words = (None, ("nobody has told how its app ended",)) if end is None else (end.status, end.words)
+        with contextlib.suppress(OSError):  # a full disk costs the record
+            self.store.write_ended(EndedEnclave(enclave, time.time(), status, words))
 
 
 async def _wait_for_process(process: ProcessId) -> None:
