@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from run import Figure
 
 SECONDS = 4.0
 CONNECTIONS = 32
+PRESSING = 1000  # connections that ask at once while /health is timed
 FILES, FILE_BYTES = 200, 4096
 HASHED_BYTES = 64 * 2**20
 ROUNDS = 3
@@ -73,8 +75,9 @@ def measure() -> Iterator[Figure]:
             count, _elapsed_s = asyncio.run(ask_all(port, path, connections, SECONDS))
             yield Figure(f"{name}, per second of CPU", count / (cpu_s(process.pid) - before_s), "/s", target)
 
-        slowest = asyncio.run(health_while_pressed(port, data))
-        yield Figure("health while all else is pressed, p99", slowest * 1000, "ms", "below 50 on a free core")
+        slowest = asyncio.run(health_while_pressed(process.pid, port, data))
+        name = f"health while {PRESSING} connections press, p99 of CPU"
+        yield Figure(name, slowest * 1000, "ms", "below 50")
 
         ours, theirs = [], []
         for _ in range(ROUNDS):
@@ -87,24 +90,41 @@ def measure() -> Iterator[Figure]:
     yield from hashing()
 
 
-async def health_while_pressed(port: int, data: Path) -> float:
-    """Return the 99th percentile of seconds that /health takes while fresh documents and proofs are asked for."""
-    taken: list[float] = []
-    fresh = [get("/attestation?nonce=" + "00" * 32)]
-    cached = [get(f"/proof?path={data}/{number:04}") for number in range(FILES)]
+async def health_while_pressed(pid: int, port: int, data: Path) -> float:
+    """Return the 99th percentile of what /health takes while PRESSING connections ask for documents and proofs.
 
-    async def look() -> None:
-        while not pressing.done():
-            began_s = time.monotonic()
-            await ask_on(*stream, get("/health"))
-            taken.append(time.monotonic() - began_s)
-
-    stream = await connect(port)
-    pressing = asyncio.gather(ask_all(port, fresh, 7, SECONDS), ask_all(port, cached, 8, SECONDS))
-    await look()
-    await pressing
+    In seconds that the server's process runs meanwhile: how long it waits for a core is the machine's doing. Those who
+    press are a process of their own: here they would hold up the measurement, not the server.
+    """
+    argv = [sys.executable, __file__, "--press", str(port), str(data)]
+    pressing = await asyncio.create_subprocess_exec(*argv, stdout=subprocess.PIPE)
+    assert pressing.stdout is not None
+    await pressing.stdout.readline()  # each has had its first answer: before, it is the rush of all at the same moment
+    stream, taken, end_s = await connect(port), [], time.monotonic() + SECONDS
+    while time.monotonic() < end_s:
+        began_s = running_s(pid)
+        await ask_on(*stream, get("/health"))
+        taken.append(running_s(pid) - began_s)
+        await asyncio.sleep(0.005)
+    pressing.kill()
+    await pressing.wait()
     stream[1].close()
     return sorted(taken)[int(len(taken) * 0.99)]
+
+
+async def press(port: int, data: Path) -> None:
+    """Ask without end over many connections; whatever the answer."""
+    targets = [get("/attestation?nonce=" + "00" * 32)]
+    targets += [get(f"/proof?path={data}/{number:04}") for number in range(FILES)]
+    streams = [await connect(port) for _ in range(PRESSING)]
+
+    async def ask(offset: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for number in itertools.count(offset):
+            await ask_on(reader, writer, targets[number % len(targets)])
+
+    await asyncio.gather(*(ask_on(*stream, targets[1]) for stream in streams))
+    print("answered", flush=True)
+    await asyncio.gather(*(ask(number * 7, *stream) for number, stream in enumerate(streams)))
 
 
 def hashing() -> Iterator[Figure]:
@@ -218,6 +238,15 @@ def start(stack: contextlib.ExitStack, argv: list[str]) -> tuple[subprocess.Pope
     return process, line
 
 
+def running_s(pid: int) -> float:
+    """Return how long the first thread of a process has run, to the last time that the kernel looked."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+if __name__ == "__main__" and sys.argv[1:2] == ["--press"]:
+    asyncio.run(press(int(sys.argv[2]), Path(sys.argv[3])))

@@ -155,7 +155,7 @@ async def test_limits_count_real_clients(monkeypatch):
     """One client with many connections meets its limit; the others do not."""
     monkeypatch.setattr(http_shell, "MAX_OF_CLIENT", 3)
     monkeypatch.setattr(proxied_clients, "TLS_TIMEOUT_S", None)
-    async with Shell() as shell:
+    async with asyncio.timeout(TIMEOUT_S), Shell() as shell:
         waiting = [asyncio.ensure_future(shell.ask("203.0.113.7")) for _ in range(3)]
         while len(shell.clients) < 3:
             await asyncio.sleep(0)

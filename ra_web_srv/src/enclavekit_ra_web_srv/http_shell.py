@@ -27,6 +27,7 @@ from enclavekit_ra_web_srv.networks import client_of_host, is_loopback
 from enclavekit_ra_web_srv.nsm_worker import NsmTimeoutError
 from enclavekit_ra_web_srv.paths import PathRefusedError
 from enclavekit_ra_web_srv.routes import JSON, Answer, Ask, Route
+from enclavekit_ra_web_srv.turnstile import Turnstile
 
 MAX_BODY_BYTES = 64 * 1024  # the largest is a document in hex
 BODY_TIMEOUT_S = 10.0  # for a body of that size
@@ -102,6 +103,7 @@ class HttpShell:
         """
         self._routes, self._counters, self._client_certificates = routes, counters, client_certificates
         self._proxied = proxied
+        self._turnstile = Turnstile()
         self._of_client: dict[Hashable, int] = {}
         self._under_way = 0
 
@@ -124,6 +126,8 @@ class HttpShell:
             self._of_client[client] = held + 1
             self._under_way += 1
             try:
+                if not route.urgent:
+                    await self._turnstile.enter()
                 body = None if route.body is None else requests.parse_body(await _read_body(request), route.body)
                 raw_query = request.rel_url.raw_query_string
                 ask = Ask(

@@ -61,6 +61,8 @@ class Route:
     """Of a 200, beside JSON."""
     about_files: bool = False
     """Reveals hashes of files or makes work with them: needs a client certificate, where there are any."""
+    urgent: bool = False
+    """Answered before what waits for its turn: costs next to nothing, and must always come."""
     hidden: bool = False
     """Not in the OpenAPI document: the document itself, and pages for people."""
 

@@ -45,7 +45,7 @@ class ServiceRoutes:
     def routes(self) -> list[Route]:
         return [
             Route("GET", "/", self.page, {200: None, **OF_NSM}, content_types=(HTML,), hidden=True),
-            Route("GET", "/health", self.health, {200: m.Health}),
+            Route("GET", "/health", self.health, {200: m.Health}, urgent=True),
             Route("GET", "/metrics", self.metrics, {200: None}, content_types=(TEXT,)),
             Route("GET", "/openapi.json", self.document, {200: None}, hidden=True),
             Route("GET", "/echo", self.echo, {200: m.Echo, 400: m.Error}),
