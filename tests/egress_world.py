@@ -40,6 +40,7 @@ ZONE = {
     "deep.neighbour.test": {"A": [PUBLIC]},
     "zero.test": {"A": [PUBLIC], "TTL": 0},
     "port.test": {"A": [OTHER]},
+    "dns.test": {"A": [PUBLIC]},
 }
 
 
@@ -118,6 +119,12 @@ def resolve(listener, asked):
             sock.sendall(len(reply).to_bytes(2, "big") + reply)
 
 
+def resolve_datagrams(sock, asked):
+    while True:
+        wire, client = sock.recvfrom(4096)
+        sock.sendto(answer(wire, asked), client)
+
+
 def main(directory):
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     for address in (PUBLIC, OTHER, INTERNAL, METADATA):
@@ -133,6 +140,12 @@ def main(directory):
     listener = socket.create_server(("127.0.0.1", 53))
     with open(f"{directory}/asked", "a") as asked:
         threading.Thread(target=resolve, args=(listener, asked), daemon=True).start()
+        for place in ((PUBLIC, 5300), (PUBLIC, 5301), (OTHER, 5300)):
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.bind(place)
+            threading.Thread(target=resolve_datagrams, args=(sock, asked), daemon=True).start()
+            listener = socket.create_server(place)
+            threading.Thread(target=resolve, args=(listener, asked), daemon=True).start()
         redis = ["redis-server", "--bind", PUBLIC, "--port", "6379", "--protected-mode", "no", "--save", ""]
         null = subprocess.DEVNULL
         with subprocess.Popen([*redis, "--dir", directory], stdin=null, stdout=null) as server:

@@ -37,6 +37,7 @@ network:
     - {{host: redis.test, port: 6379, absent_name: true}}
     - {{host: private.test, port: 8000-8080, private_address: true}}
     - {{host: 93.184.216.35, port: 8080}}
+    - {{host: dns.test, port: 5300, protocol: udp, absent_name: true}}
   deny:
     - {{host: bad.wild.test}}
   ingress:
@@ -70,6 +71,7 @@ REACHED = {
     "dig +short @8.8.8.8 good.test": PUBLIC,
     "dig +tcp +short @8.8.8.8 good.test": PUBLIC,
     "dig +short mixed.test": PUBLIC,
+    "dig +short -p 5300 @dns.test good.test": PUBLIC,  # over UDP that is not the resolver's
     "redis-cli -h redis.test SET key value": "OK",
     "redis-cli -h redis.test GET key": "value",
 }
@@ -96,6 +98,9 @@ REFUSED = [
     "redis-cli -h good.test -p 80 PING",
     "dig +short +time=2 +tries=1 unknown.test | grep .",
     "dig +short +time=2 +tries=1 @8.8.8.8 exfiltrated.attacker.test | grep .",
+    "dig +short +time=2 +tries=1 -p 5301 @dns.test good.test | grep ^[0-9]",
+    f"dig +short +time=2 +tries=1 -p 5300 @{OTHER} good.test | grep ^[0-9]",
+    "dig +tcp +short +time=2 +tries=1 -p 5300 @dns.test good.test | grep ^[0-9]",
     "dig +short rebind.test AAAA | grep .",
     "dig +short good.test HTTPS | grep .",
 ]
@@ -213,13 +218,16 @@ def test_unmodified_clients_reach_what_the_manifest_names_and_nothing_else(encla
 
 
 def test_every_decision_is_an_event(enclave):
-    enclave.try_all([f"{CURL} https://good.test/", f"{CURL} http://{PUBLIC}/", f"{CURL} http://unknown.test/"])
+    commands = [f"{CURL} https://good.test/", f"{CURL} http://{PUBLIC}/", f"{CURL} http://unknown.test/"]
+    enclave.try_all([*commands, "dig +short -p 5300 @dns.test good.test"])
     events = enclave.events()
     allowed = [event for event in events if event["event"] == "egress allowed" and event["name"] == "good.test"]
     wanted = {"address": PUBLIC, "port": 443, "protocol": "tcp", "shown": "good.test", "rule": "allow[0] good.test"}
     assert any(wanted.items() <= event.items() and event["conn"] for event in allowed)
     denied = [event for event in events if event["event"] == "egress denied" and event["address"] == PUBLIC]
     assert any(event["port"] == 80 and event["reason"] for event in denied)
+    sent = {"address": PUBLIC, "port": 5300, "protocol": "udp", "name": "dns.test", "rule": "allow[11] dns.test"}
+    assert any(sent.items() <= event.items() for event in events)
     assert any(event["event"] == "dns denied" and event["name"] == "unknown.test" for event in events)
 
 
@@ -235,6 +243,35 @@ def test_the_network_comes_back_when_its_process_dies_and_lets_nothing_out_meanw
     found = enclave.try_all(commands)
     assert found[commands[0]][0] == 0 and found[commands[0]][1].endswith(f"{PUBLIC} for good.test")
     assert found[commands[1]][0] != 0
+
+
+ASK = """
+import sys
+from enclavekit_core.address import CID_PARENT, TcpAddress, VsockAddress
+from enclavekit_core.streams import connect
+from enclavekit_pf_proxy.wire.destination import encode_destination
+
+for host in sys.argv[1:]:
+    with connect(VsockAddress(CID_PARENT, 8888)) as sock:
+        sock.sendall(encode_destination(TcpAddress(host, 80)) + b"GET / HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n")
+        print(host, len(sock.recv(4096)) > 0)
+"""
+GUARDED = ("127.0.0.1", METADATA, "0.0.0.0", "::1", f"::ffff:{METADATA}", "64:ff9b::a9fe:a9fe")
+
+
+def test_the_hosts_end_keeps_its_own_network_to_itself(enclave):
+    """Whatever got hold of the enclave, with no policy in its way."""
+    words = ("--", "/usr/bin/python3", "-c", ASK, PUBLIC, *GUARDED)
+    found = dict(line.split() for line in enclave.exec("--system", *words).splitlines())
+    assert found == {PUBLIC: "True", **dict.fromkeys(GUARDED, "False")}
+
+
+def test_loopback_stays_inside(enclave):
+    mine, other = f"{CURL} http://127.0.0.1:8000/healthz", f"{CURL} http://127.0.0.2:8080/"
+    found = enclave.try_all([mine, other, f"{CURL} http://127.0.0.1:8080/"])
+    assert found.pop(mine) == (0, "ok")
+    assert all(status != 0 for status, _ in found.values())
+    assert not any(event.get("address", "").startswith("127.") for event in enclave.events())
 
 
 LEARNING = """
@@ -253,9 +290,11 @@ USED = [
     f"{CURL} http://private.test:8080/",
     "redis-cli -h redis.test PING",
     f"{CURL} http://{OTHER}:8080/",
+    "dig +short -p 5300 @dns.test good.test",
 ]
 LEARNED = [
     '    - {host: "93.184.216.35", port: [8080]}',
+    '    - {host: "dns.test", port: [5300], protocol: udp, absent_name: true}',
     '    - {host: "good.test", port: [443]}',
     '    - {host: "private.test", port: [8080], private_address: true}',
     '    - {host: "redis.test", port: [6379], absent_name: true}',

@@ -5,9 +5,11 @@ import os
 import socket
 
 import pytest
-from enclavekit_pf_proxy.flow import COPY_BYTES, Flow, Shared
+from enclavekit_pf_proxy.flow import COPY_BYTES, Flow, NotAllowed, Shared
 from enclavekit_pf_proxy.half_close import Event, State
-from enclavekit_pf_proxy.pipes import PipePool
+from enclavekit_pf_proxy.pipes import LARGE_PIPE_BYTES, PipePool
+
+SLACK = 64 * 1024
 
 
 class Line:
@@ -135,3 +137,31 @@ def test_a_lost_sink_is_told_and_then_bytes_are_dropped(lines):
     line.sender.sendall(bytes(COPY_BYTES))
     assert line.move(State.DISCARDING) is False
     assert line.flow.total == 4 * COPY_BYTES
+
+
+def test_what_the_sink_does_not_take_is_bounded(lines):
+    line = lines[0]
+    sent = bulk(line)
+    line.move()
+    sent += line.fill()
+    in_sockets = sum(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for sock in (line.sender, line.flow.sink))
+    assert len(sent) < LARGE_PIPE_BYTES + COPY_BYTES + in_sockets + 2 * SLACK  # the last buffer may go over
+    assert line.drain() == sent
+
+
+def test_what_has_to_be_seen_is_never_spliced(lines):
+    line, seen = lines[0], []
+    line.flow.check = lambda data: seen.append(data) is None
+    data = bulk(line) + bulk(line)
+    assert line.drain() == data == b"".join(seen)
+    assert not line.flow.is_bulk
+
+
+@pytest.mark.parametrize("count", [1, 2 * COPY_BYTES])
+def test_what_is_not_allowed_does_not_leave(lines, count):
+    line = lines[0]
+    line.flow.check = lambda data: False
+    bulk(line, count)
+    with pytest.raises(NotAllowed):
+        line.move()
+    assert not line.has_bytes()
