@@ -275,6 +275,7 @@ ip route add default dev lo src 127.0.0.1
 "$@" rules apply "$CONFIG"
 setpriv --bounding-set -all --inh-caps -all "$@" run "$CONFIG" --print-address > out 2> log &
 proxy=$!
+trap 'kill $proxy 2> /dev/null || true' EXIT
 until [ -e out ] && [ "$(wc -l < out)" = 2 ]; do kill -0 $proxy; done
 ! python3 -c 'import socket; s = socket.create_connection(("192.0.2.7", 443), 20); s.send(b"x"); s.recv(1)' 2> client
 kill $proxy
