@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 PROXY = [sys.executable, "-c", "import sys; from enclavekit_pf_proxy.cli import main; sys.exit(main())"]
 PUBLIC, PUBLIC_6, INTERNAL, METADATA = "93.184.216.34", "2606:2800:220:1::1", "10.1.2.3", "169.254.169.254"
 ZONE = {
-    "good.example": {"A": [PUBLIC], "AAAA": [PUBLIC_6]},
+    "good.example": {"A": [PUBLIC], "AAAA": [PUBLIC_6], "HTTPS": ["1 . alpn=h2"]},
     "only6.example": {"AAAA": [PUBLIC_6]},
     "neighbour.example": {"A": [PUBLIC]},
     "rebind.example": {"A": [INTERNAL], "AAAA": ["::ffff:" + INTERNAL]},
@@ -33,7 +33,21 @@ ZONE = {
     "metadata.example": {"A": [METADATA]},
     "chained.example": {"CNAME": ["bad.example."]},
     "bad.example": {"A": [PUBLIC]},
+    "translated.example": {"AAAA": ["64:ff9b::a01:203", "64:ff9b:1::a01:203", "2002:a01:203::1", "::ffff:0:a01:203"]},
+    "looped.example": {"CNAME": ["looped.example."]},
+    "long.example": {"CNAME": ["n1.example."]},
+    **{f"n{number}.example": {"CNAME": [f"n{number + 1}.example."]} for number in range(1, 12)},
+    "n12.example": {"A": [PUBLIC]},
+    "zero.example": {"A": [PUBLIC], "TTL": 0},
+    "lying.example": {"A": [PUBLIC], "QUESTION": "good.example."},
+    "other-id.example": {"A": [PUBLIC], "ID": 1},
+    "beside.example": {"A": [PUBLIC], "MORE": {"good.example.": INTERNAL, "smuggled.example.": PUBLIC}},
+    "smuggled.example": {"A": [PUBLIC]},
+    "wild.example": {"A": [PUBLIC]},
+    "a_b.c.wild.example": {"A": [PUBLIC]},
+    "xn--bcher-kva.example": {"A": [PUBLIC]},
 }
+MAX_CHAIN = 16
 OUTSIDE = """
 listeners:
 - {mode: vsock-to-ip, listen: 'any:8053', upstream: '127.0.0.1:53'}
@@ -92,12 +106,21 @@ CLIENTS = {
 
 
 class Web(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        while "Transfer-Encoding" in self.headers and self.rfile.readline() not in (b"0\r\n", b""):
+            pass
+        if "Transfer-Encoding" in self.headers:
+            self.rfile.readline()
         body = f"{self.server.server_address[0]} for {self.headers['Host']}".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    do_CONNECT = do_GET
 
     def log_message(self, *_):
         pass
@@ -154,13 +177,22 @@ def resolve(listener):
             query = dns.message.from_wire(sock.recv(int.from_bytes(sock.recv(2), "big"), socket.MSG_WAITALL))
             reply, asked = dns.message.make_response(query), query.question[0]
             name = asked.name.to_text(omit_final_dot=True)
-            while records := ZONE.get(name, {}).get("CNAME"):
+            here = ZONE.get(name, {})
+            ttl = here.get("TTL", 60)
+            for other, address in here.get("MORE", {}).items():
+                reply.answer.append(dns.rrset.from_text(other, 60, "IN", "A", address))
+            for _ in range(MAX_CHAIN):
+                if not (records := ZONE.get(name, {}).get("CNAME")):
+                    break
                 reply.answer.append(dns.rrset.from_text(f"{name}.", 60, "IN", "CNAME", *records))
                 name = records[0].rstrip(".")
             if records := ZONE.get(name, {}).get(dns.rdatatype.to_text(asked.rdtype)):
                 reply.answer.append(
-                    dns.rrset.from_text(f"{name}.", 60, "IN", dns.rdatatype.to_text(asked.rdtype), *records)
+                    dns.rrset.from_text(f"{name}.", ttl, "IN", dns.rdatatype.to_text(asked.rdtype), *records)
                 )
+            reply.id ^= here.get("ID", 0)
+            if "QUESTION" in here:
+                reply.question = [dns.rrset.from_text(here["QUESTION"], 0, "IN", "A")]
             wire = reply.to_wire()
             sock.sendall(len(wire).to_bytes(2, "big") + wire)
 

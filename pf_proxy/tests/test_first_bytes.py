@@ -5,7 +5,8 @@ import ssl
 
 import pytest
 from enclavekit_pf_proxy.policy.client_hello import MAX_HELLO_BYTES, Hello, MalformedHello, read_hello
-from enclavekit_pf_proxy.policy.first_bytes import MALFORMED, MAX_HEAD_BYTES, NOTHING, FirstBytes, Shown
+from enclavekit_pf_proxy.policy.first_bytes import MALFORMED, NOTHING, FirstBytes, Shown
+from enclavekit_pf_proxy.policy.http_requests import MAX_HEAD_BYTES, MalformedRequest, RequestReader
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,3 +161,80 @@ def test_a_request_in_pieces_waits_for_its_head():
         assert first.feed(bytes([byte])) is None
     assert first.feed(data[-1:]) == Shown("api.example.com")
     assert first.data == data
+
+
+def get(host, *lines, method="GET"):
+    return "\r\n".join((f"{method} / HTTP/1.1", f"Host: {host}", *lines, "", "")).encode()
+
+
+BODY = len(get("x.example"))
+CHUNKED = get("a.example", "Transfer-Encoding: chunked", method="POST") + b"5;x=y\r\nGET /\r\n0\r\nT: x\r\n\r\n"
+STREAMS = {
+    "one after the other": (get("a.example") + get("b.example"), ["a.example", "b.example"]),
+    "a body of known length": (
+        get("a.example", f"Content-Length: {len(get('x.example'))}", method="POST")
+        + get("x.example")
+        + get("b.example"),
+        ["a.example", "b.example"],
+    ),
+    "chunks": (CHUNKED + get("b.example"), ["a.example", "b.example"]),
+    "after an upgrade that may not have been taken up": (
+        get("a.example", "Connection: Upgrade", "Upgrade: h2c") + get("b.example"),
+        ["a.example", "b.example"],
+    ),
+    "no host": (b"GET / HTTP/1.0\r\n\r\n", [None]),
+}
+
+
+@pytest.mark.parametrize("case", STREAMS)
+@pytest.mark.parametrize("step", [1, 7, 4096])
+def test_every_request_of_a_connection_is_read(case, step):
+    data, names = STREAMS[case]
+    reader = RequestReader()
+    found = [name for start in range(0, len(data), step) for name in reader.feed(data[start : start + step])]
+    assert found == names
+
+
+CONTRADICTIONS = {
+    "bare LF in a head": b"GET / HTTP/1.1\r\nHost: a.example\nX: y\r\n\r\n",
+    "bare CR in a head": b"GET / HTTP/1.1\r\nHost: a.example\rX: y\r\n\r\n",
+    "a request of HTTP/0.9": b"GET /\n",
+    "two framings": get("a.example", "Content-Length: 5", "Transfer-Encoding: chunked", method="POST"),
+    "two lengths": get("a.example", "Content-Length: 5", "Content-Length: 6", method="POST"),
+    "chunks in HTTP/1.0": b"POST / HTTP/1.0\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "another coding": get("a.example", "Transfer-Encoding: gzip, chunked", method="POST"),
+    "a length that is none": get("a.example", "Content-Length: +5", method="POST"),
+    "a chunk that is none": get("a.example", "Transfer-Encoding: chunked", method="POST") + b"0x5\r\n",
+    "two hosts": get("a.example", "Host: b.example"),
+    "a folded host": b"GET / HTTP/1.1\r\nHost: a.example\r\n b.example\r\n\r\n",
+    "an endless head": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * MAX_HEAD_BYTES,
+    "frames of another protocol": get("a.example", "Connection: Upgrade", "Upgrade: websocket")
+    + b"\x81\x05hello\r\n\r\n",
+    "a hello after CONNECT": get("a.example", method="CONNECT") + PLAIN + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+@pytest.mark.parametrize("step", [1, 4096])
+def test_requests_that_can_be_read_in_two_ways_are_malformed(case, step):
+    data, reader = CONTRADICTIONS[case], RequestReader()
+    names = []
+    with pytest.raises(MalformedRequest):
+        for start in range(0, len(data), step):
+            names += reader.feed(data[start : start + step])
+    assert names in ([], ["a.example"], [None])
+
+
+@given(st.binary(max_size=60), st.integers(0, len(CHUNKED)), st.integers(1, 20))
+def test_noise_in_a_connection_is_malformed_or_read(noise, cut, step):
+    data, reader = CHUNKED[:cut] + noise + CHUNKED, RequestReader()
+    try:
+        for start in range(0, len(data), step):
+            reader.feed(data[start : start + step])
+    except MalformedRequest:
+        pass
+
+
+def test_requests_sent_at_once_for_different_hosts_are_malformed():
+    assert FirstBytes().feed(get("a.example") + get("b.example")) == MALFORMED
+    assert FirstBytes().feed(get("a.example") + get("a.example")) == Shown("a.example")

@@ -5,7 +5,7 @@ import os
 import socket
 
 import pytest
-from enclavekit_pf_proxy.flow import COPY_BYTES, Flow, Shared
+from enclavekit_pf_proxy.flow import COPY_BYTES, Flow, NotAllowed, Shared
 from enclavekit_pf_proxy.half_close import Event, State
 from enclavekit_pf_proxy.pipes import PipePool
 
@@ -135,3 +135,24 @@ def test_a_lost_sink_is_told_and_then_bytes_are_dropped(lines):
     line.sender.sendall(bytes(COPY_BYTES))
     assert line.move(State.DISCARDING) is False
     assert line.flow.total == 4 * COPY_BYTES
+
+
+def test_what_has_to_be_looked_at_is_never_spliced(lines):
+    line, seen = lines[0], []
+    line.flow.check = lambda data: seen.append(data) is None
+    data = bulk(line) + bulk(line, 7)
+    assert line.drain() == data  # full reads are followed by others
+    assert not line.flow.is_bulk
+    assert b"".join(seen) == data
+
+
+def test_what_may_not_go_on_is_not_sent(lines):
+    line = lines[0]
+    line.flow.check = lambda data: data == b"fine"
+    line.sender.send(b"fine")
+    assert line.move() is False
+    line.sender.send(b"not")
+    with pytest.raises(NotAllowed):
+        line.move()
+    assert line.receiver.recv(100) == b"fine"
+    assert not line.has_bytes()

@@ -4,6 +4,7 @@
 import pytest
 from enclavekit_core.address import CID_ANY, CID_PARENT, TcpAddress, VsockAddress
 from enclavekit_core.errors import LocalProtocolError
+from enclavekit_core.proxy_protocol import Proxied, decode_proxied, encode_v1, encode_v2
 from enclavekit_pf_proxy.announcement import NO_ENDS, Ends
 from enclavekit_pf_proxy.handshake import (
     DIAL,
@@ -22,7 +23,6 @@ from enclavekit_pf_proxy.policy.first_bytes import MALFORMED, NOTHING, FirstByte
 from enclavekit_pf_proxy.service import Endpoint, Header, Mode, Service
 from enclavekit_pf_proxy.wire.destination import encode_destination
 from enclavekit_pf_proxy.wire.opening import Opening
-from enclavekit_pf_proxy.wire.proxy_protocol import Proxied, decode_proxied, encode_v1, encode_v2
 from enclavekit_pf_proxy.wire.request import Request, Status, encode_reply, encode_request
 
 TCP = Endpoint(TcpAddress("127.0.0.1", 80))

@@ -2,15 +2,17 @@
 """The decision: what agrees is allowed, what does not is not, and nothing is allowed that no rule names."""
 
 import ipaddress
+import json
 
 import pytest
+from enclavekit_core.egress_policy import Policy, parse_policy, render_policy
 from enclavekit_core.errors import ConfigError
+from enclavekit_core.host_names import matches, normalise_name, normalise_pattern
 from enclavekit_pf_proxy.policy.answers import GRACE_S, MAX_ADDRESSES, MAX_NAMES, AnswerTable
 from enclavekit_pf_proxy.policy.decision import Attempt, Reason, Verdict, decide, may_answer, may_pass, may_resolve
 from enclavekit_pf_proxy.policy.first_bytes import MALFORMED, NOTHING, Shown
 from enclavekit_pf_proxy.policy.learning import Learner
-from enclavekit_pf_proxy.policy.model import Policy, parse_policy
-from enclavekit_pf_proxy.policy.names import matches, normalise_name, normalise_pattern
+from enclavekit_pf_proxy.policy.log_events import describe_decision, read_events
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,7 +96,7 @@ CASES = {
 
 
 def attempt(address, port, names, shown, protocol="tcp"):
-    return Attempt(protocol, ipaddress.ip_address(address), port, frozenset(names), shown)
+    return Attempt(protocol, ipaddress.ip_address(address), port, tuple(names), shown)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -119,7 +121,7 @@ attempts = st.builds(
     st.sampled_from(["tcp", "udp"]),
     st.ip_addresses() | st.sampled_from([ipaddress.ip_address(text) for text in (PUBLIC, PRIVATE, "10.9.9.1")]),
     st.sampled_from([443, 5432, 9000, 123, 1]),
-    st.frozensets(st.sampled_from(["api.example.com", "bad.cdn.example.com", "db.example.com", "x.example"])),
+    st.lists(st.sampled_from(["api.example.com", "bad.cdn.example.com", "db.example.com", "x.example"]), unique=True),
     shown_values,
 )
 
@@ -211,9 +213,9 @@ def test_answers_have_their_time_and_their_bounds():
     table, address = AnswerTable(), ipaddress.ip_address(PUBLIC)
     table.record("a.example", address, 10, 0)
     table.record("b.example", ipaddress.ip_address("::ffff:" + PUBLIC), 100, 0)
-    assert table.names_of(address, 10 + GRACE_S) == {"a.example", "b.example"}
-    assert table.names_of(address, 11 + GRACE_S) == {"b.example"}
-    assert table.names_of(address, 101 + GRACE_S) == frozenset()
+    assert table.names_of(address, 10 + GRACE_S) == ("a.example", "b.example")
+    assert table.names_of(address, 11 + GRACE_S) == ("b.example",)
+    assert table.names_of(address, 101 + GRACE_S) == ()
     assert len(table) == 0
     for number in range(MAX_NAMES + 5):
         table.record(f"n{number}.example", address, 10, 0)
@@ -236,3 +238,69 @@ def test_what_was_learned_allows_what_was_seen(tried):
     assert backwards.write_policy() == learner.write_policy()
     for one in tried:
         assert decide(policy, one).verdict is not DENIED, (one, learner.write_policy())
+
+
+def test_a_log_tells_of_the_rules_that_its_decisions_took():
+    def line(tried):
+        event = {"event": "egress denied", "conn": "x", **describe_decision(tried, decide(POLICY, tried))}
+        return f"[2026-01-01 00:00:00] {json.dumps(event)}\n"
+
+    shared = ("first.example", "api.example.com")
+    log = [
+        line(attempt(PUBLIC, 443, ("new.example",), None)),  # refused before anybody looked: the narrower rule
+        line(attempt(PUBLIC, 443, shared, NOTHING)),
+        line(attempt(PRIVATE, 443, ("new.example",), Shown("new.example"))),
+        line(attempt(OTHER, 22, (), None)),
+        line(attempt(PUBLIC, 443, API, MALFORMED)),
+        json.dumps({"event": "dns denied", "name": "Unknown.example."}) + "\n",
+        *("no JSON\n", "{\n", "[1]\n", "{}\n", '{"event": "egress denied"}\n', '{"event": "dns denied"}\n'),
+        '{"event": "egress denied", "reason": "x", "protocol": "tcp", "port": 0, "names": [], "address": "x"}\n',
+    ]
+    learner, refused = Learner(), []
+    for found in read_events(log):
+        if isinstance(found, str):
+            refused.append(found)
+        else:
+            learner.record(found)
+    assert refused == ["unknown.example"]
+    section = learner.write_section(refused).splitlines()
+    assert section[1:] == [
+        "# not resolved, as no rule allows it: unknown.example",
+        "network:",
+        "  egress:",
+        '    - {host: "1.1.1.1", port: [22]}',
+        '    - {host: "api.example.com", port: [443], absent_name: true}',
+        '    - {host: "new.example", port: [443]}',
+        '    - {host: "new.example", port: [443], private_address: true}',
+    ]
+
+
+@given(st.lists(attempts, max_size=10), st.text(max_size=40))
+def test_a_log_is_read_back_and_noise_passed_over(tried, noise):
+    lines = [json.dumps({"event": "egress allowed", **describe_decision(one, decide(POLICY, one))}) for one in tried]
+    events = list(read_events(line for pair in zip(lines, [noise] * len(lines), strict=True) for line in pair))
+    found = [event for event in events if not isinstance(event, str)]
+    assert [(one.protocol, one.address, one.port, one.names) for one in found] == [
+        (one.protocol, one.address, one.port, tuple(one.names))
+        for one in tried
+        if decide(POLICY, one).reason is not Reason.MALFORMED
+    ]
+
+
+@given(st.sampled_from([POLICY, Policy()]) | st.lists(attempts, max_size=20).map(lambda tried: learned(tried)))
+def test_a_policy_is_written_as_it_is_read(policy):
+    assert parse_policy(render_policy(policy), "again") == policy
+
+
+def learned(tried):
+    learner = Learner()
+    for one in tried:
+        learner.record(one)
+    return parse_policy(learner.write_policy(), "learned")
+
+
+@pytest.mark.parametrize(
+    "address", ["64:ff9b:1::a00:1", "64:ff9b::a00:1", "::ffff:0:a00:1", "::a00:1", "2002:a00:1::", "2001::1"]
+)
+def test_addresses_that_lead_elsewhere_by_translation_are_private(address):
+    assert not may_answer(POLICY, "api.example.com", ipaddress.ip_address(address))

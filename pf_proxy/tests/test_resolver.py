@@ -14,9 +14,9 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 from enclavekit_core.address import CID_PARENT, TcpAddress, VsockAddress
+from enclavekit_core.egress_policy import parse_policy
 from enclavekit_core.streams import Listener
 from enclavekit_pf_proxy.policy.gate import Gate
-from enclavekit_pf_proxy.policy.model import parse_policy
 from enclavekit_pf_proxy.resolver.cache import AnswerCache
 from enclavekit_pf_proxy.resolver.service import DnsPlan, DnsService, open_sockets
 from enclavekit_pf_proxy.resolver.vetting import (
@@ -276,7 +276,7 @@ def test_datagrams_and_streams_from_one_cache(gate):
         assert by_stream and len(texts(reply)) == 60
         assert asked == ["api.example.com", "big.example.com"]
     names = gate.answers.names_of(ipaddress.ip_address(PUBLIC), 0.0)
-    assert names == {"api.example.com"}
+    assert names == ("api.example.com",)
     assert not gate.answers.names_of(ipaddress.ip_address("10.0.0.1"), 0.0)
 
 

@@ -85,12 +85,15 @@ def test_closure_follows_what_is_declared() -> None:
 
 def test_closure_holds_nothing_of_other_services() -> None:
     wheels = locked_wheels()
-    everything = closure_of(ALL_SERVICES, wheels)
+    everything = closure_of([*ALL_SERVICES, "egress"], wheels)
     assert set(everything.wheels) == set(wheels), "the lock has a wheel that nothing needs"
     assert not {"aiohttp", "uvloop", "nats-py", "watchdog"} & set(closure_of(["pipeline"], wheels).wheels)
     assert not {"aiohttp", "uvloop", "cryptography"} & set(closure_of(["files"], wheels).wheels)
     assert closure_of(["attestation"], wheels).debian == () and closure_of(["files"], wheels).debian == ("nats-server",)
-    assert "pf-proxy" in closure_of(["network"], wheels).commands and "pf-proxy" not in closure_of([], wheels).commands
+    ingress, egress = closure_of(["network"], wheels), closure_of(["egress"], wheels)
+    assert set(egress.wheels) - set(ingress.wheels) == {"dnspython", "h11"} and ingress.members == egress.members
+    assert "nftables" in egress.debian and ingress.debian == ()
+    assert "pf-proxy" in ingress.commands and "pf-proxy" not in closure_of([], wheels).commands
 
 
 @pytest.mark.parametrize("service", [*SERVICES, "none"])
@@ -205,6 +208,7 @@ RUN_BY = {  # modules that a service's program imports only once it runs
     "files": ["enclavekit_fs_monitor.service", "enclavekit_core.bus_setup"],
     "pipeline": ["enclavekit_pipeline.enclave.serve_exec", "enclavekit_pipeline.enclave.serve_copy"],
     "network": ["enclavekit_pf_proxy.cli"],
+    "egress": ["enclavekit_pf_proxy.policy.gate", "enclavekit_pf_proxy.resolver.service", "dns.rdtypes.IN.AAAA"],
     "none": ["enclavekit_enclave_init.execute"],
 }
 

@@ -1,63 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network of an image: what is refused, which units, names and ports follow, and what of it is in the ramdisk."""
+"""The network of an image: what is refused, which units and files follow, and what of it is in the ramdisk."""
 
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
+from enclavekit_core.egress_policy import parse_policy
 from enclavekit_core.errors import ConfigError
 from enclavekit_eif.cpio import iter_cpio
 from enclavekit_eif.measure import measure
 from enclavekit_eif.reader import read_eif
 from enclavekit_rbuilds.cli import main
-from enclavekit_rbuilds.manifest.model import EgressRule, IngressRule, Network
-from enclavekit_rbuilds.manifest.network import NetworkPlan, merge_hosts, plan_network
+from enclavekit_rbuilds.manifest.egress import POLICY_PATH, RULES_PATH, render_redirects
+from enclavekit_rbuilds.manifest.model import DenyRule, EgressRule, IngressRule, Network
+from enclavekit_rbuilds.manifest.network import PROXY_PATH, NetworkPlan, plan_network
 
 ALL = frozenset({"attestation", "files", "pipeline"})
 
 
-def plan(*egress: tuple[str, int], ingress: tuple[tuple[int, int | None], ...] = (), mode=None) -> NetworkPlan:
-    rules = [EgressRule(host=host, port=port) for host, port in egress]
+def plan(*egress, ingress=(), mode=None, deny=(), **settings) -> NetworkPlan:
+    rules = [rule if isinstance(rule, EgressRule) else EgressRule(host=rule[0], port=rule[1]) for rule in egress]
     others = [IngressRule(port=port, vsock_port=vsock) for port, vsock in ingress]
-    return plan_network(Network(mode=mode, egress=rules, ingress=others), ALL, "enclave.yaml")
+    network = Network(mode=mode, egress=rules, deny=list(deny), ingress=others, **settings)
+    return plan_network(network, ALL, "enclave.yaml")
 
 
 @pytest.mark.parametrize(
     ("host", "reason"),
     [
-        ("*.example.com", "wildcard"),
-        ("10.0.0.0/8", "range"),
+        ("10.0.0.1/8", "range"),
         ("udp://dns", "range"),
         ("a b", "neither"),
         ("-x.test", "neither"),
         ("a..b", "neither"),
+        ("a.*", "neither"),
+        ("*", "neither"),
+        ("bücher.test", "xn--"),
         ("1.2.3", "neither"),
         ("x" * 64, "neither"),
         ("localhost", "the enclave itself"),
+        ("a.localhost.", "the enclave itself"),
         ("127.0.0.1", "no address of another"),
-        ("::1", "no address of another"),
+        ("127.0.0.0/8", "no address of another"),
         ("0.0.0.0", "no address of another"),
         ("224.0.0.1", "no address of another"),
+        ("2001:db8::1", "IPv6"),
     ],
 )
-def test_hosts_that_name_no_one_machine_are_refused(host: str, reason: str) -> None:
+def test_hosts_that_name_no_other_machine_are_refused(host: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason) as caught:
         plan(("ok.test", 1), (host, 443))
-    assert caught.value.key == "network.egress[1].host"
+    assert caught.value.key.startswith("network.egress[1]")
+
+
+@pytest.mark.parametrize("port", [0, "0-5", "5-3", "1-70000", "-5", "5-", "http", [80, "x"]])
+def test_ports_that_are_none_are_refused(port) -> None:
+    with pytest.raises(ConfigError, match="port") as caught:
+        plan(("ok.test", port))
+    assert caught.value.key.startswith("network.egress[0]")
 
 
 def test_udp_is_refused() -> None:
-    rule = EgressRule(host="dns.test", port=53, protocol="udp")
     with pytest.raises(ConfigError, match="udp is not there yet"):
-        plan_network(Network(egress=[rule]), ALL, "enclave.yaml")
+        plan(EgressRule(host="dns.test", port=53, protocol="udp", absent_name=True))
 
 
 @pytest.mark.parametrize("again", ["API.test.", "api.test"])
 def test_one_target_is_one_rule(again: str) -> None:
     with pytest.raises(ConfigError, match="twice"):
         plan(("api.test", 443), (again, 443))
+
+
+def test_deny_without_anything_allowed_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nothing is allowed"):
+        plan(deny=[DenyRule(host="a.test")])
+
+
+def test_settings_of_names_do_not_go_with_networks() -> None:
+    with pytest.raises(ConfigError, match="settings of names") as caught:
+        plan(EgressRule(host="192.0.2.0/24", port=1, absent_name=True))
+    assert caught.value.key == "network.egress[0]"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +93,7 @@ def test_one_target_is_one_rule(again: str) -> None:
         ([], (), "none", "none"),
         ([("a.test", 1)], (), "forward", "forward"),
         ([], ((1, None),), None, "reverse"),
+        ([("a.test", 1)], ((1, None),), None, "both"),
         ([("a.test", 1)], ((1, None),), "both", "both"),
         ([("a.test", 1)], (), "none", None),
         ([], ((1, None),), "none", None),
@@ -94,79 +121,117 @@ def test_ports_of_services_that_do_not_run_are_free() -> None:
     assert len(plan_network(network, frozenset(), "x").ingress) == 2
 
 
-def test_the_order_of_rules_does_not_count_and_a_rule_keeps_its_vsock_port() -> None:
-    one = plan(("b.test", 443), ("a.test", 443), ("b.test", 80), ("192.0.2.7", 443))
-    other = plan(("192.0.2.7", 443), ("b.test", 80), ("b.test", 443), ("a.test", 443))
-    assert one == other
-    ports = {(rule.host, rule.port): rule.vsock_port for rule in one.egress}
-    alone = plan(("b.test", 443)).egress[0]
-    assert ports["b.test", 443] == alone.vsock_port and len(set(ports.values())) == 4
-    assert all(0x1000_0000 <= port < 0x1200_0000 for port in ports.values())
+WHOLE = plan(
+    ("API.test.", 443),
+    ("*.b.test", [443, "8000-8010"]),
+    ("192.0.2.7", 1),
+    ("198.51.100.0/24", "1-65535"),
+    EgressRule(host="db.test", port=5432, absent_name=True, private_address=True),
+    EgressRule(host="[2001:db8::7]", port=2),
+    deny=[DenyRule(host="x.b.test"), DenyRule(host="198.51.100.9", port=[22, "80-90"], protocol="tcp")],
+    ingress=((8080, None), (80, 8081)),
+    ipv6=True,
+)
 
 
-def test_one_address_per_host_and_the_units_are_what_the_init_accepts() -> None:
-    made = plan(("b.test", 443), ("b.test", 80), ("a.test", 443), ("192.0.2.7", 1), ("2001:db8::7", 2),
-                ingress=((8080, None),))  # fmt: skip
-    assert {name: address for address, name in made.hosts} == {"a.test": "127.0.0.2", "b.test": "127.0.0.3"}
-    assert {(rule.host, rule.port, rule.address) for rule in made.egress} == {
-        ("a.test", 443, "127.0.0.2"), ("b.test", 443, "127.0.0.3"), ("b.test", 80, "127.0.0.3"),
-        ("192.0.2.7", 1, "192.0.2.7"), ("2001:db8::7", 2, "2001:db8::7"),
-    }  # fmt: skip
+def test_the_policy_file_is_what_the_proxy_reads_and_says_what_the_manifest_says() -> None:
+    text = WHOLE.files[POLICY_PATH].decode()
+    policy = parse_policy(text, "policy")
+    assert policy == WHOLE.egress.policy
+    assert text.splitlines() == [
+        "allow:",
+        '- {name: "api.test", ports: [443]}',
+        '- {name: "*.b.test", ports: [443, 8000-8010]}',
+        '- {network: "192.0.2.7", ports: [1]}',
+        '- {network: "198.51.100.0/24", ports: [1-65535]}',
+        '- {name: "db.test", ports: [5432], private_address: true, absent_name: true}',
+        '- {network: "2001:db8::7", ports: [2]}',
+        "deny:",
+        '- {name: "x.b.test"}',
+        '- {network: "198.51.100.9", ports: [22, 80-90], protocol: tcp}',
+    ]
+    assert WHOLE.files[b"etc/resolv.conf"] == WHOLE.app_files[b"etc/resolv.conf"] == b"nameserver 127.0.0.1\n"
+
+
+@pytest.mark.parametrize("made", [WHOLE, plan(("a.test", 1)), plan(ingress=((8080, None),)), plan(insecure_learn=True)])
+def test_units_and_files_are_what_their_programs_accept(made, tmp_path) -> None:
+    cli = pytest.importorskip("enclavekit_pf_proxy.cli", reason="pf_proxy is not installed")
+    config = pytest.importorskip("enclavekit_pf_proxy.config", reason="pf_proxy is not installed")
     units = pytest.importorskip("enclavekit_enclave_init.units", reason="enclave_init is not installed")
     ordering = pytest.importorskip("enclavekit_enclave_init.ordering", reason="enclave_init is not installed")
     parsed = [units.parse_unit(name.removesuffix(".service"), text, name) for name, text in made.units.items()]
     started = ordering.plan_start([*parsed, units.Unit("app", ("/bin/app",))])
-    assert started.notes == ()
-    order = started.order
-    assert order.index("egress-addresses") < order.index("egress-1") < order.index("egress-ready") < order.index("app")
-    listening = {unit.argv[3]: unit.argv[5] for unit in parsed if unit.argv[1:2] == ("ip-to-vsock",)}
-    ports = {(rule.host, rule.port): f"parent:{rule.vsock_port}" for rule in made.egress}
-    assert listening["127.0.0.3:80"] == ports["b.test", 80]
-    assert listening["[2001:db8::7]:2"] == ports["2001:db8::7", 2]
-    assert any(unit.argv[1:] == ("vsock-to-ip", "-v", "any:8080", "-i", "127.0.0.1:8080") for unit in parsed)
+    assert started.notes == () and started.order[-1] == "app"
+    assert [unit.name for unit in parsed] == (["network-rules"] if made.egress else []) + ["network"]
+    args = cli.build_parser().parse_args(list(parsed[-1].argv[1:]))
+    for path, content in made.files.items():
+        target = tmp_path / path.decode()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    assert args.config == f"/{PROXY_PATH.decode()}"
+    loaded = config.load_plan(str(tmp_path / PROXY_PATH.decode()))
+    assert len(loaded.services) == len(made.ingress) + (made.egress is not None)
+    assert (loaded.gate is None) is (made.egress is None)
+    assert bool(args.insecure_learn) is bool(made.egress and made.egress.insecure_learn)
 
 
-def test_every_unit_calls_what_its_program_accepts() -> None:
-    cli = pytest.importorskip("enclavekit_pf_proxy.cli", reason="pf_proxy is not installed")
-    loopback = pytest.importorskip("enclavekit_pf_proxy.loopback", reason="pf_proxy is not installed")
-    units = pytest.importorskip("enclavekit_enclave_init.units", reason="enclave_init is not installed")
-    made = plan(("b.test", 443), ("192.0.2.7", 1), ("2001:db8::7", 2), ingress=((8080, 1),))
-    for name, text in made.units.items():
-        argv = list(units.parse_unit("x", text, name).argv)
-        proxy = argv[0] == "/usr/bin/pf-proxy"
-        (cli.build_parser() if proxy else loopback.build_parser()).parse_args(argv[1:] if proxy else argv[4:])
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_redirects_are_what_nft_accepts(ipv6, tmp_path) -> None:
+    rules = tmp_path / "rules"
+    rules.write_text(render_redirects(ipv6=ipv6))
+    probe = subprocess.run(["unshare", "-nr", "nft", "list", "tables"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("no network namespace with nftables here")
+    twice = f"nft -f {rules} && nft -f {rules} && nft list tables"
+    done = subprocess.run(["unshare", "-nr", "sh", "-c", twice], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1 + ipv6
 
 
-def test_hosts_win_over_what_the_app_had_for_them() -> None:
-    before = b"127.0.0.1 localhost\n10.0.0.1 API.test other # old\n10.0.0.2 api.test\n# note\n"
-    merged = merge_hosts(before, [("127.0.0.2", "api.test")])
-    assert merged == b"127.0.0.2\tapi.test\n127.0.0.1 localhost\n10.0.0.1\tother\n# note\n"
-    assert merge_hosts(b"", []).split() == [b"127.0.0.1", b"localhost"]
+def test_the_parent_is_told_what_to_offer_and_people_what_is_allowed() -> None:
+    table = json.loads(WHOLE.files[b"etc/enclavekit/network.json"])
+    assert table == WHOLE.table()
+    assert table["outbound"] == {"vsock_port": 8888, "dns_ports": [8053, 8054, 8055]}
+    assert table["ingress"] == [{"port": 8080, "vsock_port": 8080}, {"port": 80, "vsock_port": 8081}]
+    assert table["policy"]["allow"][1] == 'host: "*.b.test", port: [443, 8000-8010]'
+    assert "insecure_learn" not in table and plan(insecure_learn=True).table()["insecure_learn"] is True
+    assert plan().files == {} and plan().units == {}
 
 
-def test_an_image_holds_units_names_and_a_table_and_its_metadata_too(
+def test_what_is_printed_can_be_pasted() -> None:
+    from enclavekit_core.config import parse_config
+
+    lines = WHOLE.egress.describe()
+    text = "".join(
+        f"{key}:\n" + "".join(f"- {{{line}}}\n" for line in lines[listed])
+        for key, listed in (("egress", "allow"), ("deny", "deny"))
+    )
+    again = parse_config(Network, f"{text}ipv6: true\n", "pasted")
+    assert plan_network(again, ALL, "x").egress == WHOLE.egress
+    assert msgspec.to_builtins(again)["egress"][0] == msgspec.to_builtins(EgressRule(host="api.test", port=[443]))
+
+
+def test_an_image_holds_units_files_and_a_table_and_its_metadata_too(
     app: Path, framework: Path, kernel: Path, tmp_path: Path, capsys
 ) -> None:
-    (app / "etc/hosts").write_text("10.0.0.1 own\n")
+    (app / "etc/resolv.conf").symlink_to("/run/elsewhere")
     common = ["build", "-q", "--rootfs", app, "--framework-rootfs", framework, "--kernel", kernel, "--cmd", "serve"]
 
     def build(output: str, *words: object) -> Path:
         assert main([str(word) for word in (*common, "-o", tmp_path / output, *words)]) == 0
         return tmp_path / output
 
-    path = build("net.eif", "--egress", "api.test:443", "--ingress", "80:8080", "--memory", "512", "--json")
+    path = build("net.eif", "--egress", "*.api.test:443-444", "--ingress", "80:8080", "--memory", "512", "--json")
     printed = json.loads(capsys.readouterr().out)
     eif = read_eif(str(path))
     inside = {e.name: e.data.read() for e in iter_cpio(eif.open_section(eif.ramdisks[1]))}
-    assert inside[b"rootfs/etc/hosts"].endswith(b"127.0.0.2\tapi.test\n10.0.0.1 own\n")
-    assert {b"service/egress-1.service", b"service/ingress-1.service"} <= set(inside)
+    assert inside[b"rootfs/etc/resolv.conf"] == inside[b"etc/resolv.conf"] == b"nameserver 127.0.0.1\n"
+    assert inside[POLICY_PATH] == b'allow:\n- {name: "*.api.test", ports: [443-444]}\ndeny: []\n'
+    assert {b"service/network.service", b"service/network-rules.service", RULES_PATH} <= set(inside)
     table = json.loads(inside[b"etc/enclavekit/network.json"])
-    assert table["egress"] == [{"host": "api.test", "port": 443, "vsock_port": table["egress"][0]["vsock_port"]}]
-    assert table["ingress"] == [{"port": 80, "vsock_port": 8080}]
     custom = eif.metadata["CustomMetadata"]
     assert custom["network"] == printed["network"] == table and custom["resources"] == {"memory_mib": 512}
 
-    other = build("other.eif", "--egress", "api.test:444", "--ingress", "80:8080")
+    other = build("other.eif", "--egress", "*.api.test:443", "--ingress", "80:8080")
     one, two = measure(eif), measure(read_eif(str(other)))
     assert one.pcr1 == two.pcr1 and one.pcr2 != two.pcr2  # what may be reached is measured with the app
     plain = read_eif(str(build("plain.eif")))

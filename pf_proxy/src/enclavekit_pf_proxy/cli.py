@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from enclavekit_core.cli import run_command
 
+from enclavekit_pf_proxy.learn_command import add_learn_command
 from enclavekit_pf_proxy.options import MODES, add_options, plan_of
 from enclavekit_pf_proxy.service import Mode
 
@@ -68,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--print-address", action="store_true", help="print the addresses that are listened on, once they are"
     )
     run.set_defaults(command=run_config)
+    add_learn_command(commands)
     _add_status(commands)
     return parser
 

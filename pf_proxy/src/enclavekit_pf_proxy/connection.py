@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from enclavekit_core.address import Address
@@ -47,8 +48,8 @@ CLIENT, UPSTREAM = 0, 1
 class Connection:
     """A task of the loop until its relay is one. Owns the client's socket, and the upstream's from when it is there."""
 
-    __slots__ = ("_deadline", "_handshake", "_loop", "_server", "_upstream", "client", "frontend", "number", "peer",
-                 "phase", "relay", "service", "since", "target")  # fmt: skip
+    __slots__ = ("_check", "_deadline", "_handshake", "_loop", "_server", "_upstream", "client", "frontend", "number",
+                 "peer", "phase", "relay", "service", "since", "target")  # fmt: skip
 
     def __init__(self, frontend: Frontend, client: socket.socket, peer: Peer, number: int, now: float) -> None:
         """`number`: the connection's id in logs."""
@@ -60,6 +61,7 @@ class Connection:
         self._upstream: socket.socket | None = None
         self.relay: Relay | None = None
         self._deadline = 0.0
+        self._check: Callable[[bytes], bool] | None = None  # for its relay
         self.since = now
         """When it was accepted."""
         self.target: Address | None = None
@@ -147,6 +149,8 @@ class Connection:
         gate = self.service.gate
         assert gate is not None and handshake.destination is not None
         decision = gate.decide(handshake.destination, step.shown, self.number)
+        if decision.is_allowed and handshake.first is not None:
+            self._check = gate.follow(handshake.destination, handshake.first, decision, self.number)
         return handshake.decided(decision, gate.begin_inspection())
 
     def _read_client(self, now: float) -> None:
@@ -269,6 +273,7 @@ class Connection:
         shared, limits = self._server.shared, self.service.limits
         self.relay = Relay(self.client, self._upstream, self._loop, shared, limits, self, held)
         self.relay.flows[0].total = step.from_client
+        self.relay.flows[0].check, self._check = self._check, None
         self.relay.start(now)
 
     def relay_expired(self, idle_s: float) -> None:

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from enclavekit_core.errors import ConfigError
-
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+from enclavekit_core.ip_addresses import IpAddress, IpNetwork, unwrap
 
 GUARDED: tuple[IpNetwork, ...] = tuple(
     ipaddress.ip_network(text)
@@ -31,23 +29,6 @@ GUARDED: tuple[IpNetwork, ...] = tuple(
         "fd00:ec2::/32",  # AWS's metadata, DNS and time services over IPv6
     )
 )
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 4 bytes are an IPv4 address
-SIX_TO_FOUR = ipaddress.IPv6Network("2002::/16")  # RFC 3056: bytes 2..5 are
-COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291, deprecated: the last 4 bytes are
-
-
-def unwrap(address: IpAddress) -> IpAddress:
-    """Return the IPv4 address inside an IPv6 address that stands for one, else the address."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return address
-    packed = address.packed
-    if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    if address in NAT64 or (address in COMPATIBLE and packed[12:] not in (b"\0\0\0\0", b"\0\0\0\1")):
-        return ipaddress.IPv4Address(packed[12:])
-    if address in SIX_TO_FOUR:
-        return ipaddress.IPv4Address(packed[2:6])
-    return address
 
 
 @dataclass(frozen=True, slots=True)

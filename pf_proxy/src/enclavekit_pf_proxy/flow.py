@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 
 from enclavekit_pf_proxy.half_close import Event, State
 from enclavekit_pf_proxy.pipes import LARGE_PIPE_BYTES, Pipe, PipePool
@@ -33,11 +34,15 @@ class Shared:
         os.close(self.null)
 
 
+class NotAllowed(Exception):
+    """What was read may not go on."""
+
+
 class Flow:
     """One direction between two non-blocking sockets that somebody else owns."""
 
-    __slots__ = ("_buffered", "_pipe", "_reads_on", "_rests", "_shared", "_spliced", "_urgent", "held", "moved", "sink",
-                 "sink_full", "source", "total")  # fmt: skip
+    __slots__ = ("_buffered", "_pipe", "_reads_on", "_rests", "_shared", "_spliced", "_urgent", "check", "held",
+                 "moved", "sink", "sink_full", "source", "total")  # fmt: skip
 
     def __init__(self, source: socket.socket, sink: socket.socket, shared: Shared, held: bytes) -> None:
         """`held`: bytes that go first."""
@@ -56,6 +61,8 @@ class Flow:
         """Whether the sink took no more since the owner last looked."""
         self._reads_on = False  # a short read does not mean that there is nothing more to read
         self._urgent = False  # there was urgent data
+        self.check: Callable[[bytes], bool] | None = None
+        """Says of all that is read whether it may go on; what must be seen is never spliced."""
 
     def expect_end(self) -> None:
         """The source's end was announced: it may be right behind a short read."""
@@ -69,7 +76,7 @@ class Flow:
 
     def move(self, state: State) -> Event | bool:
         """Move some bytes, as far as `state` allows it; return whether there may be more to do at once, or what
-        happened to an end.
+        happened to an end. Raises NotAllowed; then the relay is over.
         """
         if self.held:
             return self._send_held(state)
@@ -105,10 +112,12 @@ class Flow:
             return Event.SOURCE_ENDED
         self.total += count
         self.moved = True
-        self._spliced = count == COPY_BYTES and not self._urgent
+        if self.check is not None and not self.check(bytes(buffer[:count])):
+            raise NotAllowed
+        self._spliced = count == COPY_BYTES and not self._urgent and self.check is None
         if state is State.OPEN and not self._send(buffer[:count]):
             return Event.SINK_FAILED
-        return self._spliced or self._reads_on or bool(self.held)
+        return count == COPY_BYTES or self._reads_on or bool(self.held)
 
     def _send_held(self, state: State) -> Event | bool:
         data, self.held = memoryview(self.held), b""

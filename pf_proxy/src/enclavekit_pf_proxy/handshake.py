@@ -130,6 +130,11 @@ class Handshake:
         return self.phase is Phase.OPENING or self.phase is Phase.INSPECTING
 
     @property
+    def first(self) -> FirstBytes | None:
+        """What has collected the first bytes, once the policy wanted to see them."""
+        return self._first
+
+    @property
     def wants_reply(self) -> bool:
         """Whether the client speaks the versioned header, which is answered."""
         return self.opening.wants_reply or (self._decoder is not None and self._decoder.wants_reply)

@@ -10,7 +10,7 @@ import select
 import socket
 from typing import TYPE_CHECKING, Protocol
 
-from enclavekit_pf_proxy.flow import Flow, Shared
+from enclavekit_pf_proxy.flow import Flow, NotAllowed, Shared
 from enclavekit_pf_proxy.half_close import Action, Event, HalfClose, State
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.sockets import close_socket
@@ -143,7 +143,11 @@ class Relay:
         states = self._rules.states
         more, enough = True, flow.total + TURN_BYTES
         for _ in range(MAX_ROUNDS):
-            outcome = flow.move(states[number])
+            try:
+                outcome = flow.move(states[number])
+            except NotAllowed:
+                self.close(reset=True)
+                return False
             if outcome is True:
                 if flow.total >= enough:
                     break

@@ -25,7 +25,6 @@ from enclavekit_rbuilds.base.inputs import Input
 from enclavekit_rbuilds.base.progress import Progress
 from enclavekit_rbuilds.evidence.write import EvidenceChoice, write_evidence
 from enclavekit_rbuilds.framework.assemble import Framework
-from enclavekit_rbuilds.framework.closure import NETWORK
 from enclavekit_rbuilds.framework.origin import Origin
 from enclavekit_rbuilds.init_c.build import LOST, check_alone
 from enclavekit_rbuilds.init_c.steps import init_step
@@ -159,7 +158,8 @@ def check_request(request: BuildRequest) -> None:
             request.source,
             services=request.services,
             clients=request.clients,
-            network=[*request.network.egress, *request.network.ingress],
+            network=[*request.network.egress, *request.network.deny, *request.network.ingress]
+            or ([True] if request.network.insecure_learn else []),
             runtime_config=request.runtime_config,
         )
 
@@ -210,7 +210,7 @@ def plan_build(request: BuildRequest, progress: Progress, scope: contextlib.Exit
     )
     choice = request.kernel if request.lock is None else pin_kernel(request.kernel, request.lock)
     kernel = kernel_step(choice, request.arch, request.compression, progress)
-    services = request.services | ({NETWORK} if network.units else set())
+    services = request.services | network.services
     if request.init == "c":
         progress.note(f"with the C init there is {LOST}")
     framework = (
@@ -240,6 +240,8 @@ def _result(request: BuildRequest, done: PlanResult, progress: Progress) -> Buil
     kernel = done.products["kernel"].value
     for note in app.notes:
         progress.note(note)
+    if request.network.insecure_learn:
+        progress.note("insecure_learn: this image lets every connection out; its PCR2 is not that of one that does not")
     return BuildResult(
         eif=request.output,
         size=os.stat(request.output).st_size,

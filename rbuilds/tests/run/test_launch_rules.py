@@ -11,6 +11,8 @@ from enclavekit_rbuilds.run.image import parse_image
 from enclavekit_rbuilds.run.launch_plan import Wishes, plan_launch
 from enclavekit_rbuilds.run.model import Publish, RunningEnclave
 from enclavekit_rbuilds.run.nitro_commands import LaunchOutput, launch_arguments, parse_launch, parse_list
+from enclavekit_rbuilds.run.proxies import plan_proxies
+from enclavekit_rbuilds.run.resolvers import host_resolvers, parse_resolv_conf, parse_resolver
 from enclavekit_rbuilds.run.rules import overlaps, parse_listeners, parse_publish, render_rules
 from enclavekit_rbuilds.run.selection import match
 from enclavekit_rbuilds.run.sizing import allocate_pages, describe_pages, pages_mib
@@ -106,6 +108,52 @@ def test_the_emulators_machine_is_passed_on():
     assert "--machine" not in launch_arguments(plan_launch(image(), "nitro-emu", Wishes()), 16)
 
 
+OUTBOUND = {"outbound": {"vsock_port": 8888, "dns_ports": [8053, 8054, 8055]}}
+
+
+def test_the_hosts_end_of_a_policy_is_one_way_out_and_one_port_per_resolver():
+    wishes = Wishes(resolvers=(("127.0.0.53", 53), ("fe80::1", 5353)), allow_destinations=("127.0.0.1:8080",))
+    plan = plan_launch(image(network=OUTBOUND), "nitro-emu", wishes)
+    rules = plan_proxies(plan, 16)
+    assert [rule.arguments for rule in rules] == [
+        ("vsock-to-ip-transparent", "-v", "vsock://any:8888", "--allow-destination", "127.0.0.1:8080"),
+        ("vsock-to-ip", "-v", "vsock://any:8053", "-i", "127.0.0.53:53"),
+        ("vsock-to-ip", "-v", "vsock://any:8054", "-i", "[fe80::1]:5353"),
+    ]
+    assert all(rule.listed and rule.is_network for rule in rules)  # nobody but these enclaves
+    assert [rule.follows_host for rule in rules] == [False, True, True]
+    assert not plan_proxies(plan_launch(image(network=OUTBOUND), "nitro-emu", Wishes(proxies=False)), 16)
+    with pytest.raises(InputError, match="no egress rules"):
+        plan_launch(image(), "nitro-emu", wishes)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("nameserver 127.0.0.53\noptions edns0\n", [("127.0.0.53", 53)]),
+        ("# nameserver 1.1.1.1\nnameserver\tfe80::1%eth0 \nnameserver x\n", [("fe80::1%eth0", 53)]),
+        ("".join(f"nameserver 192.0.2.{n}\n" for n in (1, 1, 2, 3, 4)), [(f"192.0.2.{n}", 53) for n in (1, 2, 3)]),
+        ("search a.test\n", [("127.0.0.1", 53)]),
+    ],
+)
+def test_resolvers_are_those_of_the_host(text, found, tmp_path):
+    assert list(parse_resolv_conf(text)) == found
+    (tmp_path / "resolv.conf").write_text(text)
+    assert list(host_resolvers(str(tmp_path / "resolv.conf"))) == found
+    assert host_resolvers(str(tmp_path / "missing")) == ()
+
+
+@pytest.mark.parametrize("text", ["", "dns.test", "1.2.3.4:0", "1.2.3.4:x", "[::1", "[::1]:70000"])
+def test_resolvers_that_are_none_are_refused(text):
+    with pytest.raises(InputError):
+        parse_resolver(text)
+
+
+def test_resolvers_may_have_ports():
+    texts = ("1.2.3.4", "1.2.3.4:5353", "::1", "[::1]:5353")
+    assert list(map(parse_resolver, texts)) == [("1.2.3.4", 53), ("1.2.3.4", 5353), ("::1", 53), ("::1", 5353)]
+
+
 @pytest.mark.parametrize(
     ("made", "wishes", "backend"),
     [
@@ -133,6 +181,10 @@ def test_plan_refuses_what_cannot_work(made, wishes, backend):
         {"network": {"egress": [{"host": "a b", "port": 1, "vsock_port": 1}]}},
         {"network": {"egress": [{"host": "", "port": 1, "vsock_port": 1}]}},
         {"network": {"egress": [{"host": "a", "port": 1}]}},
+        {"network": {"outbound": {"vsock_port": 0}}},
+        {"network": {"outbound": {"vsock_port": 8888, "dns_ports": [8888]}}},
+        {"network": {"outbound": {"vsock_port": 8888, "dns_ports": [1, 2, 3, 4]}}},
+        {"network": {"outbound": {"vsock_port": 1}, "egress": [{"host": "a", "port": 1, "vsock_port": 1}]}},
         {"network": {"ingress": [{"port": 70000, "vsock_port": 1}]}},
         {"network": {"ingress": [{"port": 80, "vsock_port": 1}, {"port": 80, "vsock_port": 2}]}},
         {"network": ["x"]},

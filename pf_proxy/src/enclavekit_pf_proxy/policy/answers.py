@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from enclavekit_pf_proxy.destinations import IpAddress, unwrap
+from enclavekit_core.ip_addresses import IpAddress, unwrap
 
 MAX_ADDRESSES = 8192  # each a few hundred bytes; the one not answered for longest goes first
 MAX_NAMES = 64  # of one address: large hosts have many, an app asks for few
@@ -33,12 +33,12 @@ class AnswerTable:
         while len(self._names) > MAX_ADDRESSES:
             self._names.popitem(last=False)
 
-    def names_of(self, address: IpAddress, now: float) -> frozenset[str]:
-        """Return the names that lead to `address` still."""
+    def names_of(self, address: IpAddress, now: float) -> tuple[str, ...]:
+        """Return the names that lead to `address` still, the one that was answered last at the end."""
         key = unwrap(address)
         names = self._names.get(key, {})
         for name in [name for name, until in names.items() if until < now]:
             del names[name]
         if not names:
             self._names.pop(key, None)
-        return frozenset(names)
+        return tuple(names)

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from enclavekit_pf_proxy.destinations import GUARDED, IpAddress, unwrap
+from enclavekit_core.egress_policy import MAX_PORT, Policy, Rule
+from enclavekit_core.ip_addresses import IpAddress, is_private, unwrap
+
+from enclavekit_pf_proxy.destinations import GUARDED
 from enclavekit_pf_proxy.policy.first_bytes import Shown
-from enclavekit_pf_proxy.policy.model import MAX_PORT, Policy, Rule
 
 
 class Verdict(enum.Enum):
@@ -46,8 +48,8 @@ class Attempt:
     """tcp or udp."""
     address: IpAddress
     port: int
-    names: Collection[str] = ()
-    """Names whose DNS answers led to the address."""
+    names: Sequence[str] = ()
+    """Names whose DNS answers led to the address, the last answer's at the end."""
     shown: Shown | None = None
     """What its first bytes show; None while nobody has looked."""
 
@@ -115,10 +117,6 @@ def may_answer(policy: Policy, name: str, address: IpAddress) -> bool:
 def is_guarded(address: IpAddress) -> bool:
     """Loopback, link-local, metadata and the like: no name ever leads there."""
     return any(address in network for network in GUARDED if network.version == address.version)
-
-
-def is_private(address: IpAddress) -> bool:
-    return not address.is_global or address.is_multicast
 
 
 def _denies_all(rule: Rule) -> bool:

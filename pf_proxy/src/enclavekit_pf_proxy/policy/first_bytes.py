@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-import h11
+from enclavekit_core.host_names import normalise_name
 
 from enclavekit_pf_proxy.policy.client_hello import MAX_HELLO_BYTES, MalformedHello, read_hello
-from enclavekit_pf_proxy.policy.names import normalise_name
+from enclavekit_pf_proxy.policy.http_requests import MalformedRequest, RequestReader
 
-MAX_HEAD_BYTES = 16 * 1024  # of an HTTP request; servers take 8 KiB as a rule
 MAX_FIRST_BYTES = MAX_HELLO_BYTES + 8 * 1024  # records' headers of a hello in small pieces included
 TLS_HANDSHAKE = 22
 METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT")
@@ -39,18 +37,21 @@ class FirstBytes:
     def __init__(self) -> None:
         self.data = b""
         """All bytes fed: the upstream gets them unchanged."""
+        self.requests: RequestReader | None = None
+        """Of plain HTTP: what has read the requests so far, and is to be fed all that follows."""
 
     def feed(self, data: bytes) -> Shown | None:
         """Take bytes; return what they show, None if more are needed."""
         self.data += data
         if not self.data:
             return None
-        if len(self.data) > MAX_FIRST_BYTES:
-            return MALFORMED
+        if self.requests is not None:
+            return self._show_request(self.requests, data)
         if self.data[0] == TLS_HANDSHAKE:
             return self._show_hello()
         if any(self.data.startswith(method + b" ") for method in METHODS):
-            return self._show_request()
+            self.requests = RequestReader()
+            return self._show_request(self.requests, self.data)
         could_be = any((method + b" ").startswith(self.data) for method in METHODS)
         return None if could_be and len(self.data) < LONGEST_METHOD else NOTHING
 
@@ -59,6 +60,8 @@ class FirstBytes:
         return MALFORMED if self.data else NOTHING
 
     def _show_hello(self) -> Shown | None:
+        if len(self.data) > MAX_FIRST_BYTES:
+            return MALFORMED
         try:
             hello = read_hello(self.data)
         except MalformedHello:
@@ -72,35 +75,13 @@ class FirstBytes:
             return MALFORMED  # an address, or nothing that DNS could have answered
         return Shown(name, hello.encrypted)
 
-    def _show_request(self) -> Shown | None:
-        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+    def _show_request(self, requests: RequestReader, data: bytes) -> Shown | None:
         try:
-            parser.receive_data(self.data)
-            event = parser.next_event()
-        except h11.RemoteProtocolError:
+            names = requests.feed(data)
+        except MalformedRequest:
             return MALFORMED
-        if event is h11.NEED_DATA:
+        if not names:
             return None
-        if not isinstance(event, h11.Request):
-            return MALFORMED
-        hosts = [_host_of(value.decode("latin-1")) for key, value in event.headers if key == b"host"]
-        target = event.target.decode("latin-1")
-        if not target.startswith(("/", "*")) and event.method != b"CONNECT":
-            try:
-                hosts.append(urlsplit(target).hostname or "")
-            except ValueError:
-                return MALFORMED
-        elif event.method == b"CONNECT":
-            hosts.append(_host_of(target))
-        names = {normalise_name(host) for host in hosts}
-        if len(names) > 1:
-            return MALFORMED  # servers disagree about which of them counts
-        return Shown(names.pop()) if names else NOTHING
-
-
-def _host_of(text: str) -> str:
-    """Return the host of `host[:port]`, as the Host header and CONNECT have it."""
-    if text.startswith("["):
-        return text
-    host, colon, port = text.partition(":")
-    return host if not colon or (port.isascii() and port.isdigit()) else text
+        if len(set(names)) > 1:
+            return MALFORMED  # sent at once: which of them the connection is for cannot be said
+        return Shown(names[0]) if names[0] is not None else NOTHING

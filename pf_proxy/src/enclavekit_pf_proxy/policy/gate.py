@@ -7,12 +7,14 @@ import ipaddress
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from enclavekit_core.address import TcpAddress
+from enclavekit_core.egress_policy import Policy, parse_policy
 from enclavekit_core.errors import ConfigError, describe_cause
+from enclavekit_core.ip_addresses import IpAddress
 from enclavekit_core.logs import get_logger
 
-from enclavekit_pf_proxy.destinations import IpAddress
 from enclavekit_pf_proxy.policy.answers import AnswerTable
 from enclavekit_pf_proxy.policy.decision import (
     Attempt,
@@ -24,11 +26,15 @@ from enclavekit_pf_proxy.policy.decision import (
     may_pass,
     may_resolve,
 )
-from enclavekit_pf_proxy.policy.first_bytes import FirstBytes, Shown
+from enclavekit_pf_proxy.policy.first_bytes import MALFORMED, FirstBytes, Shown
+from enclavekit_pf_proxy.policy.http_requests import MalformedRequest
 from enclavekit_pf_proxy.policy.learning import Learner
-from enclavekit_pf_proxy.policy.model import Policy, parse_policy
+from enclavekit_pf_proxy.policy.log_events import describe_decision
 
 MAX_POLICY_BYTES = 256 * 1024
+
+Follow = Callable[[bytes], bool]
+"""Takes what a client sends next; whether it may be passed on."""
 
 
 class Gate:
@@ -56,27 +62,37 @@ class Gate:
             decision = self._learn(attempt)
         self.decisions[decision.verdict.value, decision.reason.name.lower()] += 1
         write = self._log.info if decision.verdict is Verdict.ALLOWED else self._log.warning
-        write(
-            f"egress {decision.verdict.value}",
-            conn=f"{conn:016x}",
-            protocol="tcp",
-            address=str(address),
-            port=destination.port,
-            name=decision.name,
-            shown=shown.name if shown is not None else None,
-            reason=decision.reason.value,
-            rule=decision.rule.number if decision.rule is not None else None,
-        )
+        write(f"egress {decision.verdict.value}", conn=f"{conn:016x}", **describe_decision(attempt, decision))
         return decision
 
     def begin_inspection(self) -> FirstBytes:
         """Return what collects a connection's first bytes."""
         return FirstBytes()
 
+    def follow(self, destination: TcpAddress, first: FirstBytes, allowed: Decision, conn: int) -> Follow | None:
+        """Return what has to be asked about all that a client sends after `first`; None if nothing has."""
+        requests = first.requests
+        if requests is None or self._learner is not None:
+            return None
+
+        def may_go_on(data: bytes) -> bool:
+            try:
+                others = [name for name in requests.feed(data) if name != allowed.name]
+            except MalformedRequest:
+                return self.decide(destination, MALFORMED, conn).is_allowed
+            return all(self.decide(destination, Shown(name), conn).is_allowed for name in others)
+
+        return may_go_on
+
     # for the resolver
 
     def may_resolve(self, name: str) -> bool:
-        return self._learner is not None or may_resolve(self.policy, name)
+        """Say whether a name may be asked for. Called once per question: a refusal is an event."""
+        if self._learner is not None or may_resolve(self.policy, name):
+            return True
+        self.decisions[Verdict.DENIED.value, "name"] += 1
+        self._log.warning("dns denied", name=name, reason="no rule allows the name")
+        return False
 
     def may_answer(self, name: str, address: IpAddress) -> bool:
         return self._learner is not None or may_answer(self.policy, name, address)

@@ -21,9 +21,8 @@ import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
-
-from enclavekit_pf_proxy.destinations import IpAddress
-from enclavekit_pf_proxy.policy.names import normalise_name
+from enclavekit_core.host_names import normalise_name
+from enclavekit_core.ip_addresses import IpAddress
 
 MAX_CHAIN = 8  # CNAMEs from a question to its addresses; resolvers follow about as many
 MAX_TTL_S = 86400

@@ -78,10 +78,10 @@ def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--egress",
-        metavar="HOST:PORT",
+        metavar="HOST:PORT[-LAST]",
         action="append",
         default=[],
-        help="what the app may reach over TCP: an exact name or address; nothing else leaves",
+        help="what the app may reach over TCP: a name, *.NAME, an address or a range; nothing else leaves",
     )
     parser.add_argument(
         "--ingress",
@@ -185,8 +185,11 @@ def _print_result(result: BuildResult, *, as_json: bool) -> None:
     for part, sizes in result.parts.items():
         unpacked = f", {sizes['unpacked'] / 1e6:.1f} MB unpacked" if "unpacked" in sizes else ""
         print(f"  {part:<10} {sizes['stored'] / 1e6:6.1f} MB{unpacked}")
-    for rule in result.network.get("egress", ()):
-        print(f"  egress     {rule['host']}:{rule['port']} by the parent's vsock port {rule['vsock_port']}")
+    for key, rules in result.network.get("policy", {}).items():
+        for rule in rules:
+            print(f"  {'egress' if key == 'allow' else 'deny':<10} {rule}")
+    if result.network.get("insecure_learn"):
+        print("  egress     insecure_learn: everything, whatever the rules say")
     for rule in result.network.get("ingress", ()):
         print(f"  ingress    port {rule['port']} from vsock port {rule['vsock_port']}")
     for name, value in result.measurements.items():

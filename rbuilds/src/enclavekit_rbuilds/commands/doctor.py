@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
                 memory_mib=args.memory or asked.memory_mib or default_memory_mib(image.size, len(image.services)),
                 cpus=args.cpus or asked.cpus or DEFAULT_CPUS,
                 cid=args.cid or asked.cid or DEFAULT_CID,
-                has_network=bool(image.network.egress or image.network.ingress),
+                has_network=bool(image.network.egress or image.network.outbound or image.network.ingress),
                 arch=image.arch,
             )
     findings = diagnose_host(read_host_facts(), backend, wanted, taken) + findings

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 from enclavekit_rbuilds.commands.origin_argument import add_origin
 
 HELP = "the enclave's own root: build, sizes, export, import"
-SERVICES = ("attestation", "files", "pipeline", "network")
+SERVICES = ("attestation", "files", "pipeline", "network", "egress")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--services", metavar="LIST", help="what it is to run (default: all; `none`, `network`, ...)")
+    parser.add_argument(
+        "--services", metavar="LIST", help="what it is to run (default: all; also none, network, egress)"
+    )
     parser.add_argument("--arch", choices=("x86_64", "aarch64"), default="x86_64", help="default: x86_64")
     add_origin(parser)
 

@@ -53,6 +53,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lead host ports to an ingress port by nftables, while the enclave runs; repeatable, needs root",
     )
     parser.add_argument(
+        "--resolver",
+        metavar="ADDRESS[:PORT]",
+        action="append",
+        default=[],
+        help="who answers the enclave's DNS questions, by TCP; up to three (default: those of /etc/resolv.conf)",
+    )
+    parser.add_argument(
+        "--allow-destination",
+        metavar="NETWORK[:PORT[-LAST]]",
+        action="append",
+        default=[],
+        help="connect there for the enclave although it is loopback, link-local or the like; repeatable",
+    )
+    parser.add_argument(
         "--runtime-config",
         metavar="FILE",
         help="values for this deployment (YAML or JSON), which the enclave checks and measures into PCR16; an enclave "
@@ -64,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from enclavekit_core.errors import InputError
 
+    from enclavekit_rbuilds.run.image import MAX_RESOLVERS
     from enclavekit_rbuilds.run.launch_plan import Wishes
+    from enclavekit_rbuilds.run.resolvers import host_resolvers, parse_resolver
     from enclavekit_rbuilds.run.rules import parse_publish
     from enclavekit_rbuilds.run.runtime_values import read_values
 
@@ -81,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
         bind=args.bind,
         publish=tuple(parse_publish(text) for text in args.publish),
         machine=args.machine,
+        resolvers=tuple(map(parse_resolver, args.resolver))[:MAX_RESOLVERS] or host_resolvers(),
+        allow_destinations=tuple(args.allow_destination),
     )
     values = None if args.runtime_config is None else read_values(args.runtime_config)
     return run_image(args.image, wishes, values, named_backend=args.backend, as_json=args.json)
@@ -110,6 +128,8 @@ def run_image(
     _say(backend.meaning)
     if plan.debug:
         _say("note: debug mode: whoever is on this host reads the console, and the enclave's evidence has zero PCRs")
+    if image.network.insecure_learn:
+        _say("warning: insecure_learn: this image's policy lets every connection out")
     with Launch(plan, lambda text: _say(f"note: {text}")) as launch:
         enclave, network = launch.wait()
         pcr16 = "" if values is None else _configure(backend, enclave, values)

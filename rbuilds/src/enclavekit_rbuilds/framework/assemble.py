@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -21,14 +21,23 @@ from enclavekit_rbuilds.base.inputs import Input
 from enclavekit_rbuilds.base.progress import Progress
 from enclavekit_rbuilds.framework import bytecode, python_packages
 from enclavekit_rbuilds.framework.base_stage import Base, find_base, sizes_by_part, wish_of
-from enclavekit_rbuilds.framework.closure import ALL_SERVICES, COMMANDS, NETWORK, Closure, closure_of, member_of, units
+from enclavekit_rbuilds.framework.closure import (
+    ALL_SERVICES,
+    COMMANDS,
+    EGRESS,
+    NETWORK,
+    Closure,
+    closure_of,
+    member_of,
+    units,
+)
 from enclavekit_rbuilds.framework.origin import Origin
 from enclavekit_rbuilds.framework.wheel_lock import locked_wheels
 from enclavekit_rbuilds.image.ramdisk import RECIPE as PACKING
 from enclavekit_rbuilds.image.ramdisk import RamdiskFile, pack_directory
 from enclavekit_rbuilds.kernel.sources import Kernel
 
-__all__ = ["COMMANDS", "NETWORK", "Framework", "base_for", "build_framework", "units"]
+__all__ = ["COMMANDS", "EGRESS", "NETWORK", "Framework", "base_for", "build_framework", "units"]
 
 RECIPE = "2"  # part of the cache keys: raise it when the code here or in the modules it calls makes other files
 MODULE_DIR = "usr/lib/modules"
@@ -79,6 +88,8 @@ def build_framework(
         pins, origin: see base_stage.find_base.
     """
     closure = closure_of(services, locked_wheels())
+    if kernel is not None and EGRESS in services:
+        kernel = replace(kernel, modules=(*kernel.modules, *kernel.egress_modules))
     inputs: list[Input] = []
     sizes: dict[str, int] = {}
     if ready_root is not None:

@@ -18,8 +18,10 @@ from enclavekit_core.errors import InputError
 from enclavekit_rbuilds.framework.wheel_lock import LockedWheel
 
 ALL_SERVICES = frozenset({"attestation", "files", "pipeline"})
-NETWORK = "network"  # no service of the manifest: what egress and ingress rules need, nothing of it runs by itself
+# no services of the manifest: what ingress rules need, and what egress rules need; nothing of them runs by itself
+NETWORK, EGRESS = "network", "egress"
 OWN_PREFIX = "enclavekit-"
+EXTRA = re.compile(r"""extra == ["']([^"']+)["']""")  # of a line of Requires-Dist
 ALWAYS = ("enclavekit-enclave-init", "enclavekit-nsm")
 # declared by members that have a host's side as well, which needs it; nothing in an enclave imports it
 HOST_ONLY = frozenset({"enclavekit-eif"})
@@ -41,15 +43,21 @@ class Service:
     """What one service needs beside what everything needs."""
 
     members: tuple[str, ...]
+    """Our own; `NAME[EXTRA]` with what it declares for that."""
     debian: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
 
 
+NFT = (  # nft(8), which puts the redirect in, and the libraries that it is linked with
+    *("nftables", "libbsd0", "libedit2", "libgmp10", "libjansson4", "libmd0", "libmnl0", "libnftables1"),
+    *("libnftnl11", "libtinfo6", "libxtables12"),
+)
 SERVICES = {
     "attestation": Service(("enclavekit-ra-web-srv", "enclavekit-pf-proxy"), units=("pf-ra", "ra-web-srv")),
     "files": Service(("enclavekit-fs-monitor",), ("nats-server",), ("files-ready", "fs-monitor", "nats", "nats-setup")),
     "pipeline": Service(("enclavekit-pipeline",), units=("pipeline",)),
     NETWORK: Service(("enclavekit-pf-proxy",)),
+    EGRESS: Service(("enclavekit-pf-proxy[egress]",), NFT),
 }
 
 
@@ -86,7 +94,9 @@ def closure_of(
     found: set[str] = set()
     pending = [*ALWAYS, *(member for service in wanted for member in service.members)]
     while pending:
-        name = pending.pop()
+        name, _, extra = pending.pop().rstrip("]").partition("[")
+        if extra:
+            pending += requires(f"{name}[{extra}]")
         if name in members | found | HOST_ONLY:
             continue
         if name.startswith(OWN_PREFIX):
@@ -109,12 +119,17 @@ def closure_of(
 
 
 def declared_dependencies(member: str) -> list[str]:
-    """Return the distributions that one of our members declares, normalised. Raises InputError."""
+    """Return the distributions that one of our members declares, normalised; of `NAME[EXTRA]` those for the extra.
+
+    Raises: InputError.
+    """
+    name, _, extra = member.rstrip("]").partition("[")
     try:
-        lines = metadata.requires(member) or []
+        lines = metadata.requires(name) or []
     except metadata.PackageNotFoundError as exc:
-        raise InputError("pack", member, "it is not installed beside rbuilds") from exc
-    return [name_of(line) for line in lines if "extra ==" not in line]
+        raise InputError("pack", name, "it is not installed beside rbuilds") from exc
+    found = ((name_of(line), EXTRA.search(line)) for line in lines)
+    return [one for one, marker in found if (marker[1] if marker else "") == extra]
 
 
 def package_of(member: str) -> str:

@@ -15,12 +15,14 @@ from collections.abc import Iterable
 from enclavekit_core.errors import InputError
 
 from enclavekit_rbuilds.framework import deb
+from enclavekit_rbuilds.framework.closure import NFT
 from enclavekit_rbuilds.framework.debian import MACHINE_TRIPLETS, Package
 
-SERVICE_PACKAGES = frozenset({"nats-server"})  # of PACKAGES: there only if a service asks for them
+SERVICE_PACKAGES = frozenset({"nats-server", *NFT})  # of PACKAGES: there only if a service asks for them
 # package -> patterns of the paths that are taken, after the move into /usr; {lib} is /usr/lib/<triplet>
 PACKAGES: dict[str, tuple[str, ...]] = {
     "busybox-static": (r"usr/bin/busybox",),
+    "libbsd0": (r"{lib}/libbsd\.so.*",),
     "libbz2-1.0": (r"{lib}/libbz2\.so.*",),
     "libc6": (
         r"{lib}/(libc|libm|libdl|libpthread|librt|libutil|libresolv|libnss_files|libnss_dns)\.so\..*",
@@ -28,15 +30,25 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         r"usr/lib64/ld-linux-.*",
         r"usr/lib/ld-linux-.*",
     ),
+    "libedit2": (r"{lib}/libedit\.so.*",),
     "libexpat1": (r"{lib}/libexpat\.so.*",),
     "libffi8": (r"{lib}/libffi\.so.*",),
     "libgcc-s1": (r"{lib}/libgcc_s\.so.*",),  # glibc loads it to cancel threads
+    "libgmp10": (r"{lib}/libgmp\.so.*",),
+    "libjansson4": (r"{lib}/libjansson\.so.*",),
     "liblzma5": (r"{lib}/liblzma\.so.*",),
+    "libmd0": (r"{lib}/libmd\.so.*",),
+    "libmnl0": (r"{lib}/libmnl\.so.*",),
+    "libnftables1": (r"{lib}/libnftables\.so.*",),
+    "libnftnl11": (r"{lib}/libnftnl\.so.*",),
     "libpython3.11-minimal": (r"usr/lib/python3\.11/.*",),
     "libpython3.11-stdlib": (r"usr/lib/python3\.11/.*",),
     "libssl3": (r"{lib}/lib(ssl|crypto)\.so.*",),
+    "libtinfo6": (r"{lib}/libtinfo\.so.*",),
     "libuuid1": (r"{lib}/libuuid\.so.*",),
+    "libxtables12": (r"{lib}/libxtables\.so.*",),
     "nats-server": (r"usr/s?bin/nats-server",),
+    "nftables": (r"usr/sbin/nft",),
     "python3.11-minimal": (r"usr/bin/python3\.11",),
     "zlib1g": (r"{lib}/libz\.so.*",),
 }

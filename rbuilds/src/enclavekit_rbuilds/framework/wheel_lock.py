@@ -26,6 +26,8 @@ DIRECT = (
     "aiohttp",
     "cbor2",
     "cryptography",
+    "dnspython",
+    "h11",
     "msgspec",
     "nats-py",
     "pathspec",

@@ -28,6 +28,8 @@ class Kernel:
     """Whether it finds Nitro's devices; None if its configuration is not known."""
     modules: tuple[str, ...] = ()
     """Module files to pack, in load order."""
+    egress_modules: tuple[str, ...] = ()
+    """Module files to pack after these, for images that redirect what their apps send."""
     cmdline: str | None = None
     """The command line that belongs to it; None: the default."""
     compressions: frozenset[str] | None = None
@@ -41,6 +43,7 @@ def describe_kernel(
     version: str = "",
     config: Config | None = None,
     modules: tuple[str, ...] = (),
+    egress_modules: tuple[str, ...] = (),
     cmdline: str | None = None,
 ) -> Kernel:
     """Return a kernel with what its configuration says; the one inside the image if `config` is None."""
@@ -51,6 +54,7 @@ def describe_kernel(
         version=version or read_version(path) or (config.version if config else "") or "unknown",
         nitro_capable=None if config is None else is_nitro_capable(config, module_names(modules)),
         modules=modules,
+        egress_modules=egress_modules,
         cmdline=cmdline,
         compressions=None if config is None else compressions_of(config),
     )

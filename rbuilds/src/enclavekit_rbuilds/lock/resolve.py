@@ -12,7 +12,6 @@ import msgspec
 from enclavekit_rbuilds.base.inputs import Input
 from enclavekit_rbuilds.base.progress import Progress
 from enclavekit_rbuilds.framework import base_stage
-from enclavekit_rbuilds.framework.closure import NETWORK
 from enclavekit_rbuilds.kernel.debian import newest_version
 from enclavekit_rbuilds.lock.enforce import CHECKED, inputs_of_step
 from enclavekit_rbuilds.lock.model import Lock, lock_of
@@ -32,7 +31,7 @@ def resolve_lock(request: BuildRequest, progress: Progress, *, offline: bool = F
     from enclavekit_rbuilds.build import plan_build
 
     network = plan_network(request.network, request.services, request.source)
-    services = request.services | ({NETWORK} if network.units else set())
+    services = request.services | network.services
     asks = not offline and request.framework_rootfs is None
     if asks and (request.origin is None or request.origin.kind != "archive"):
         with progress.step("what Debian's mirror offers"):

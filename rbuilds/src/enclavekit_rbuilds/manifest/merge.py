@@ -139,9 +139,12 @@ def parse_words(flag: str, text: str | None) -> tuple[str, ...] | None:
 
 
 def parse_egress(text: str) -> EgressRule:
-    """Return the rule that `HOST:PORT` names, an IPv6 address in brackets. Raises ConfigError."""
+    """Return the rule that `HOST:PORT` or `HOST:FIRST-LAST` names, an IPv6 address in brackets. Raises ConfigError."""
     host, _, port = text.rpartition(":")
-    return EgressRule(host=host.removeprefix("[").removesuffix("]"), port=_number("--egress", text, port))
+    first, dash, last = port.partition("-")
+    number = _number("--egress", text, first)
+    ports = f"{number}-{_number('--egress', text, last)}" if dash else number
+    return EgressRule(host=host.removeprefix("[").removesuffix("]"), port=ports)
 
 
 def parse_ingress(text: str) -> IngressRule:

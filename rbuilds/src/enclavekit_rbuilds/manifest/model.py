@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from enclavekit_core.config import StrictConfig, load_config
+from enclavekit_core.egress_policy import MAX_RULES
 from enclavekit_core.errors import ConfigError
 from enclavekit_core.runtime_config import Setting, check_schema
 from msgspec import Meta
@@ -24,12 +25,15 @@ from enclavekit_rbuilds.manifest.logs import Logs, check_logs
 
 FILE_NAME = "enclave.yaml"
 SERVICES = ("attestation", "files", "pipeline")
-MAX_RULES = 64  # of each direction: every rule is a process in the enclave, of about 20 MB
+MAX_INGRESS = 256  # each is a socket in the enclave and a process of the parent
 
 Service = Literal["attestation", "files", "pipeline"]
 Verb = Literal["exec", "cp-in", "cp-out", "shell", "ps", "kill", "dial", "listen-remote"]
 Mode = Literal["none", "forward", "reverse", "both"]
+Protocol = Literal["tcp", "udp"]
 TcpPort = Annotated[int, Meta(ge=1, le=65535)]
+# ranges are checked with the policy: a pattern in this union crashes msgspec 0.22 when the type is freed
+Ports = TcpPort | str | Annotated[list[TcpPort | str], Meta(min_length=1)]
 VsockPort = Annotated[int, Meta(ge=1, le=0xFFFFFFFE)]
 Text = Annotated[str, Meta(min_length=1)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -50,11 +54,31 @@ class AppSource(StrictConfig, frozen=True):
 
 
 class EgressRule(StrictConfig, frozen=True):
-    """One place that the app may reach over TCP."""
+    """What the app may reach. A connection by name has to agree with the DNS answer and show the name itself."""
 
-    host: Annotated[Text, Meta(description="Exact name or IP address; no wildcard, no range.")]
-    port: TcpPort
-    protocol: Annotated[Literal["tcp", "udp"], Meta(description="udp is refused: not there yet.")] = "tcp"
+    host: Annotated[
+        Text,
+        Meta(description="Exact name, *.NAME for every name below NAME, IP address, or range such as 192.0.2.0/24."),
+    ]
+    port: Annotated[Ports, Meta(description="Number, range such as 8000-8010, or a list of both.")]
+    protocol: Annotated[Protocol, Meta(description="udp is refused: not there yet.")] = "tcp"
+    private_address: Annotated[
+        bool, Meta(description="The name may lead to private addresses, else such an answer is not believed.")
+    ] = False
+    absent_name: Annotated[
+        bool, Meta(description="Connections need not show the name: data bases, and where the server speaks first.")
+    ] = False
+    encrypted_name: Annotated[
+        bool, Meta(description="The TLS ClientHello may be encrypted, so that the name cannot be seen.")
+    ] = False
+
+
+class DenyRule(StrictConfig, frozen=True):
+    """What the app may not reach although an egress rule covers it."""
+
+    host: Annotated[Text, Meta(description="As in egress.")]
+    port: Annotated[Ports | None, Meta(description="Default: all.")] = None
+    protocol: Annotated[Protocol | None, Meta(description="Default: both.")] = None
 
 
 class IngressRule(StrictConfig, frozen=True):
@@ -69,7 +93,14 @@ class Network(StrictConfig, frozen=True):
 
     mode: Annotated[Mode | None, Meta(description="Must fit what is listed; default: what follows from it.")] = None
     egress: Annotated[list[EgressRule], Meta(max_length=MAX_RULES)] = []
-    ingress: Annotated[list[IngressRule], Meta(max_length=MAX_RULES)] = []
+    deny: Annotated[list[DenyRule], Meta(max_length=MAX_RULES, description="Wins over egress.")] = []
+    ingress: Annotated[list[IngressRule], Meta(max_length=MAX_INGRESS)] = []
+    ipv6: Annotated[
+        bool, Meta(description="The app can reach IPv6 addresses; only where the parent can, or it fails late.")
+    ] = False
+    insecure_learn: Annotated[
+        bool, Meta(description="Allow everything, and write the rules that it took: for finding them, not for use.")
+    ] = False
 
 
 class ClientEntry(StrictConfig, frozen=True):

@@ -1,48 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The app's network as the image holds it: proxies as units, names in /etc/hosts, and a table for the host. Pure.
-
-An enclave has no interface but the loopback. Each host that the app may reach gets a loopback address of its own; the
-app finds it under the host's name, or under its very address, and there a proxy listens that leads to one vsock port of
-the parent and nowhere else. The parent's end of it connects to that host and port.
-"""
+"""The app's network as the image holds it: one pf-proxy for all of it, its files, and a table for the parent. Pure."""
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import json
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 
 from enclavekit_core.errors import ConfigError
 
-from enclavekit_rbuilds.manifest.model import EgressRule, IngressRule, Network
+from enclavekit_rbuilds.framework.closure import EGRESS, NETWORK
+from enclavekit_rbuilds.manifest.egress import LEARNED_PATH, PARENT_DNS_PORTS, PARENT_PORT, Egress, plan_egress
+from enclavekit_rbuilds.manifest.model import IngressRule, Network
 
-FIRST_LOOPBACK = ipaddress.IPv4Address("127.0.0.2")  # 127.0.0.1 is where the framework and the app listen
-# the parent's vsock ports for egress: 24 bits of a hash above the ports that anything else has. One rule has one port
-# in every image, so that enclaves side by side may share what leads there; other rules have others
-EGRESS_PORTS = 0x1000_0000
 PIPELINE_PORT, CONTROL_PORT, ATTESTATION_PORT = 53000, 9001, 8443
-LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-MAX_NAME = 253
 PROXY = "/usr/bin/pf-proxy"
-LOOPBACK = ("/usr/bin/python3", "-I", "-m", "enclavekit_pf_proxy.loopback")
-ALWAYS = ('Restart = "always"', "RestartSec = 1")
-ONCE = ('Type = "oneshot"',)
+WAIT = ("/usr/bin/python3", "-I", "-m", "enclavekit_pf_proxy.loopback", "wait")
 TABLE_PATH = b"etc/enclavekit/network.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Egress:
-    """One rule, with what it got."""
-
-    host: str
-    port: int
-    vsock_port: int
-    """Of the parent; its end connects to host:port."""
-    address: str
-    """Where the proxy listens in the enclave."""
+PROXY_PATH = b"etc/enclavekit/proxy.yaml"
+MAX_CONNECTIONS = 8192  # of the app, at a time, as far as the enclave's descriptors suffice
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +35,29 @@ class NetworkPlan:
     """Everything that follows from the manifest's `network`."""
 
     mode: str = "none"
-    egress: tuple[Egress, ...] = ()
+    egress: Egress | None = None
     ingress: tuple[Ingress, ...] = ()
     units: dict[str, str] = field(default_factory=dict)
     """File name in /service -> text."""
-    hosts: tuple[tuple[str, str], ...] = ()
-    """(address, name) for the app's /etc/hosts."""
+    files: dict[bytes, bytes] = field(default_factory=dict)
+    """Path in the framework's root -> content."""
+    app_files: dict[bytes, bytes] = field(default_factory=dict)
+    """Path in the app's root -> content, instead of what it had there."""
 
     def table(self) -> dict[str, object]:
-        """Return what the host has to know: the image's metadata and network.json have it."""
-        return {
-            "egress": [{"host": rule.host, "port": rule.port, "vsock_port": rule.vsock_port} for rule in self.egress],
-            "ingress": [asdict(rule) for rule in self.ingress],
-        }
+        """Return what the parent has to know: the image's metadata and network.json have it."""
+        ingress = [asdict(rule) for rule in self.ingress]
+        if self.egress is None:
+            return {"ingress": ingress}
+        learns = {"insecure_learn": True} if self.egress.insecure_learn else {}
+        return {"outbound": self.egress.table(), "policy": self.egress.describe(), **learns, "ingress": ingress}
 
-    def table_file(self) -> bytes:
-        return (json.dumps(self.table(), indent=2) + "\n").encode()
+    @property
+    def services(self) -> frozenset[str]:
+        """What the framework has to hold for it, beside what the manifest's services need."""
+        if self.egress is not None:
+            return frozenset({EGRESS})
+        return frozenset({NETWORK} if self.ingress else ())
 
 
 def plan_network(
@@ -85,78 +68,60 @@ def plan_network(
     Args:
         proxied_port: where the attestation server takes connections of proxies.
     """
-    for number, one in enumerate(network.egress):
-        if one.protocol != "tcp":
-            raise ConfigError(source, f"network.egress[{number}].protocol", "udp is not there yet: egress is TCP only")
-    egress = _plan_egress(network.egress, source)
+    egress = plan_egress(network.egress, network.deny, source, ipv6=network.ipv6, insecure_learn=network.insecure_learn)
     ingress = _plan_ingress(network.ingress, services, source, proxied_port)
-    mode = _mode(network, source)
-    units = _egress_units(egress)
-    for number, other in enumerate(ingress, 1):
-        units[f"ingress-{number}.service"] = _unit(
-            f"Brings the parent's connections to the app's port {other.port}.",
-            [PROXY, "vsock-to-ip", "-v", f"any:{other.vsock_port}", "-i", f"127.0.0.1:{other.port}"],
-            ALWAYS,
+    mode = _mode(network, source, has_egress=egress is not None)
+    plan = NetworkPlan(mode, egress, ingress)
+    if mode == "none":
+        return plan
+    units, files = {}, {PROXY_PATH: _proxy_config(egress, ingress).encode()}
+    app_files: dict[bytes, bytes] = {}
+    options, requires, listening = [], [], []
+    if egress is not None:
+        files |= egress.files()
+        app_files[b"etc/resolv.conf"] = files[b"etc/resolv.conf"]
+        before, last = egress.set_up()
+        what = "Leads what the app sends elsewhere to the proxy."
+        units["network-rules.service"] = _unit(what, {"Type": "oneshot", "ExecStartPre": before, "ExecStart": last})
+        requires = ["network-rules"]
+        listening = ["127.0.0.1:53", egress.listen]
+        options = ["--insecure-learn", LEARNED_PATH] if egress.insecure_learn else []
+    units["network.service"] = _unit(
+        "The app's network: decides on every connection that it makes, and takes those that it gets.",
+        {
+            "ExecStart": [PROXY, "run", f"/{PROXY_PATH.decode()}", *options],
+            # the app does not start before it can be served
+            **({"ExecStartPost": " ".join((*WAIT, *listening))} if listening else {}),
+            "Before": ["app"],
+            **({"Requires": requires} if requires else {}),
+            "Restart": "always",
+            "RestartSec": 1,
+            "CapabilityBoundingSet": ["CAP_NET_BIND_SERVICE"],
+            "NoNewPrivileges": True,
+        },
+    )
+    table = (json.dumps(plan.table(), indent=2) + "\n").encode()
+    return NetworkPlan(mode, egress, ingress, units, {**files, TABLE_PATH: table}, app_files)
+
+
+def _proxy_config(egress: Egress | None, ingress: Sequence[Ingress]) -> str:
+    """Return the configuration of `pf-proxy run`."""
+    lines, listeners = [], []
+    if egress is not None:
+        upstreams = ", ".join(f'"parent:{port}"' for port in PARENT_DNS_PORTS)
+        lines += ["policy: egress.yaml", f'dns: {{listen: "127.0.0.1:53", upstreams: [{upstreams}]}}']
+        limits = f"{{max_connections: {MAX_CONNECTIONS}}}"
+        listeners.append(
+            f'{{name: egress, mode: ip-to-vsock-transparent, listen: "{egress.listen}", '
+            f'upstream: "parent:{PARENT_PORT}", limits: {limits}}}'
         )
-    names = {rule.host: rule.address for rule in egress if rule.host != rule.address}
-    return NetworkPlan(mode, egress, ingress, units, tuple((address, name) for name, address in names.items()))
-
-
-def merge_hosts(existing: bytes, entries: Sequence[tuple[str, str]]) -> bytes:
-    """Return /etc/hosts with `entries` in front; what it had for the same names goes, as resolvers may return both."""
-    ours = {name.encode() for _, name in entries}
-    kept, has_localhost = [], False
-    for line in existing.splitlines():
-        address, *names = line.partition(b"#")[0].split() or [b""]
-        has_localhost |= b"localhost" in names
-        if not ours.intersection(name.lower() for name in names):
-            kept.append(line)
-        elif others := [name for name in names if name.lower() not in ours]:
-            kept.append(address + b"\t" + b" ".join(others))
-    lines = [f"{address}\t{name}".encode() for address, name in entries]
-    if not has_localhost:
-        lines.insert(0, b"127.0.0.1\tlocalhost")  # container engines add it as well
-    return b"".join(line + b"\n" for line in [*lines, *kept])
-
-
-def parse_host(text: str, source: str, key: str) -> str:
-    """Return an exact host name, or an address in its shortest form. Raises ConfigError."""
-    if "*" in text:
-        raise ConfigError(source, key, f"{text!r} is a wildcard: egress is by exact name, list each one")
-    if "/" in text:
-        raise ConfigError(source, key, f"{text!r} is a range: egress is by exact name or address, list each one")
-    try:
-        address = ipaddress.ip_address(text.strip("[]"))
-    except ValueError:
-        name = text.lower().rstrip(".")
-        labels = name.split(".")
-        if len(name) > MAX_NAME or not all(LABEL.fullmatch(label) for label in labels) or labels[-1].isdigit():
-            raise ConfigError(source, key, f"{text!r} is neither a host name nor an address") from None
-        if name == "localhost" or name.endswith(".localhost"):
-            raise ConfigError(source, key, f"{text!r} is the enclave itself") from None
-        return name
-    if address.is_loopback or address.is_unspecified or address.is_multicast:
-        raise ConfigError(source, key, f"{text!r} is no address of another machine")
-    return str(address)
-
-
-def _plan_egress(rules: Sequence[EgressRule], source: str) -> tuple[Egress, ...]:
-    targets = [(parse_host(rule.host, source, f"network.egress[{i}].host"), rule.port) for i, rule in enumerate(rules)]
-    for number, target in enumerate(targets):
-        if target in targets[:number]:
-            raise ConfigError(source, f"network.egress[{number}]", f"{target[0]}:{target[1]} is there twice")
-    targets.sort()  # the order in the file does not count: the same rules are the same bytes
-    names = sorted({host for host, _ in targets if _is_name(host)})
-    addresses = {name: str(FIRST_LOOPBACK + number) for number, name in enumerate(names)}
-    taken: set[int] = set()
-    planned = []
-    for host, port in targets:
-        vsock_port = EGRESS_PORTS + int.from_bytes(hashlib.sha256(f"{host}:{port}".encode()).digest()[:3], "big")
-        while vsock_port in taken:
-            vsock_port += 1
-        taken.add(vsock_port)
-        planned.append(Egress(host, port, vsock_port, addresses.get(host, host)))
-    return tuple(planned)
+    listeners += [
+        f'{{name: ingress-{rule.port}, mode: vsock-to-ip, listen: "any:{rule.vsock_port}", '
+        f'upstream: "127.0.0.1:{rule.port}"}}'
+        for rule in ingress
+    ]
+    lines += ["listeners:", *(f"- {listener}" for listener in listeners)]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _plan_ingress(
@@ -182,10 +147,10 @@ def _plan_ingress(
     return tuple(sorted(planned, key=lambda rule: (rule.vsock_port, rule.port)))
 
 
-def _mode(network: Network, source: str) -> str:
+def _mode(network: Network, source: str, *, has_egress: bool) -> str:
     """Return the mode that follows from the rules; one that is given must be the same."""
     follows = {(False, False): "none", (True, False): "forward", (False, True): "reverse", (True, True): "both"}[
-        bool(network.egress), bool(network.ingress)
+        has_egress, bool(network.ingress)
     ]
     if network.mode in (None, follows):
         return follows
@@ -198,41 +163,7 @@ def _mode(network: Network, source: str) -> str:
     )
 
 
-def _egress_units(rules: Sequence[Egress]) -> dict[str, str]:
-    """Return a proxy per rule, what they need first, and what lets the app start once all of them listen."""
-    units, listening = {}, []
-    claimed = sorted({rule.address for rule in rules if not _is_loopback(rule.address)})
-    if claimed:
-        what = "Makes the addresses that the app may reach this machine's own."
-        units["egress-addresses.service"] = _unit(what, [*LOOPBACK, "claim", *claimed], ONCE)
-    for number, rule in enumerate(rules, 1):
-        listen = f"[{rule.address}]:{rule.port}" if ":" in rule.address else f"{rule.address}:{rule.port}"
-        listening.append(listen)
-        needs = ALWAYS if rule.address not in claimed else (*ALWAYS, 'Requires = ["egress-addresses"]')
-        units[f"egress-{number}.service"] = _unit(
-            f"What reaches {rule.host} port {rule.port}, through the parent.",
-            [PROXY, "ip-to-vsock", "-i", listen, "-v", f"parent:{rule.vsock_port}"],
-            needs,
-        )
-    if rules:
-        names = json.dumps([f"egress-{number}" for number in range(1, len(rules) + 1)])
-        what = "Holds the app back until every proxy listens."
-        ready = (*ONCE, f"After = {names}", 'Before = ["app"]')
-        units["egress-ready.service"] = _unit(what, [*LOOPBACK, "wait", *listening], ready)
-    return units
-
-
-def _unit(what: str, argv: Sequence[str], more: Sequence[str]) -> str:
-    return "".join(f"{line}\n" for line in (f"# {what}", f"ExecStart = {json.dumps(list(argv))}", *more))
-
-
-def _is_name(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return True
-    return False
-
-
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address).is_loopback
+def _unit(what: str, keys: dict[str, object]) -> str:
+    """Return a unit file: TOML, whose strings and lists are JSON's."""
+    lines = [f"# {what}", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
+    return "".join(f"{line}\n" for line in lines)

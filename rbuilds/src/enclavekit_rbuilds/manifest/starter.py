@@ -37,8 +37,8 @@ app:
 #   pipeline      exec and cp for those listed under clients
 services: [attestation, files, pipeline]
 
-# What the app may reach, by exact name or address, over TCP; and which of its ports the parent may reach.
-# Nothing else goes in or out.
+# What the app may reach over TCP, by name, *.NAME, address or range; and which of its ports the parent may reach.
+# Nothing else goes in or out, and no other name is resolved.
 # network:
 #   egress:
 #     - {{host: api.example.com, port: 443}}

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata, resources
 from typing import Any
@@ -24,7 +24,7 @@ from enclavekit_rbuilds.app.accounts import Account, resolve_user
 from enclavekit_rbuilds.app.archive import read_archive
 from enclavekit_rbuilds.app.directory import read_directory
 from enclavekit_rbuilds.app.image_config import ImageConfig, Overrides
-from enclavekit_rbuilds.app.tree import AppTree, Content, Inode
+from enclavekit_rbuilds.app.tree import AppTree, Content, Inode, split_path
 from enclavekit_rbuilds.app.unit import make_unit, prepare_tree
 from enclavekit_rbuilds.base.cache import cached, key_of
 from enclavekit_rbuilds.base.inputs import Input
@@ -38,7 +38,7 @@ from enclavekit_rbuilds.manifest.attestation import File
 from enclavekit_rbuilds.manifest.clients import Client, render_clients
 from enclavekit_rbuilds.manifest.control import ControlGrant, render_control
 from enclavekit_rbuilds.manifest.logs import PATH as INIT_PATH
-from enclavekit_rbuilds.manifest.network import TABLE_PATH, NetworkPlan, merge_hosts
+from enclavekit_rbuilds.manifest.network import NetworkPlan
 from enclavekit_rbuilds.plan.source import Source, hash_file
 from enclavekit_rbuilds.plan.steps import Job, Product, Step
 
@@ -62,7 +62,6 @@ OWN_CODE = (  # package -> folders whose code decides the bytes of an app's ramd
     ("enclavekit_rbuilds", ("app", "image", "init_c", "manifest", "plan", "data/units")),
     ("enclavekit_eif", ("",)),
 )
-MAX_HOSTS_BYTES = 1024 * 1024  # of the app's own /etc/hosts; a real one has a few lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +126,7 @@ def app_step(request: AppRequest, progress: Progress) -> Step:
 
 def facts_of(request: AppRequest) -> tuple[str, ...]:
     """Return everything that decides the ramdisk but its source, our own code included."""
+    network = request.network
     settings: list[Any] = [[[name, getattr(item, name)] for name in Overrides.__slots__] for item in request.overrides]
     return (
         PACKING,
@@ -136,7 +136,7 @@ def facts_of(request: AppRequest) -> tuple[str, ...]:
         msgspec.json.encode(settings).decode(),
         render_clients(request.clients).decode(),
         " ".join(sorted(request.services)),
-        msgspec.json.encode([request.network.table(), request.network.units, request.network.hosts]).decode(),
+        msgspec.json.encode([network.units, _texts(network.files), _texts(network.app_files)]).decode(),
         msgspec.json.encode(request.runtime_config, order="sorted").decode(),
         msgspec.json.encode(request.attestation).decode(),
         request.logs.decode(),
@@ -182,8 +182,8 @@ def _make_app(work: str, source: Source, request: AppRequest, progress: Progress
             tree, config, account, takes_values=bool(request.runtime_config), has_control=bool(request.control)
         )
         files = app_files(unit, request, account, request.logs + render_control(resolve_grants(tree, request.control)))
-    if request.network.hosts:
-        add_hosts(tree, request.network, scratch)
+    if request.network.app_files:
+        add_files(tree, request.network.app_files, scratch)
     ramdisk = pack_app(tree, files, os.path.join(work, "ramdisk"), request.compression)
     with open(os.path.join(work, "app.json"), "wb") as out:
         out.write(msgspec.json.encode(AppRamdisk(ramdisk, inputs, tuple(notes.notes))))
@@ -241,22 +241,20 @@ def _hash_content(content: Content) -> bytes:
     return hash_file(os.fsdecode(content.path)).encode() if content.size else b""
 
 
-def add_hosts(tree: AppTree, network: NetworkPlan, scratch: str) -> None:
-    """Put the names that the app may reach into its /etc/hosts; a C library may want nsswitch.conf to look there."""
-    node = tree.resolve((b"etc", b"hosts"))
-    existing = b""
-    if node is not None and isinstance(content := node.inode.content, Content) and content.size:
-        with open(content.path, "rb") as source:
-            source.seek(content.offset)
-            existing = source.read(min(content.size, MAX_HOSTS_BYTES))
-    files = {b"hosts": merge_hosts(existing, network.hosts)}
+def add_files(tree: AppTree, files: Mapping[bytes, bytes], scratch: str) -> None:
+    """Put files into the app's root; a C library may want nsswitch.conf to ask the resolver that one of them names."""
+    wanted = dict(files)
     if tree.find((b"etc", b"nsswitch.conf")) is None:
-        files[b"nsswitch.conf"] = b"hosts: files dns\n"
-    for name, text in files.items():
-        path = os.path.join(os.fsencode(scratch), b"etc-" + name)
+        wanted[b"etc/nsswitch.conf"] = b"hosts: files dns\n"
+    for number, (name, text) in enumerate(wanted.items()):
+        path = os.path.join(os.fsencode(scratch), b"own-%d" % number)
         with open(path, "wb") as out:
             out.write(text)
-        tree.place((b"etc", name), Inode(stat.S_IFREG | 0o644, content=Content(path, 0, len(text))))
+        tree.place(split_path(name), Inode(stat.S_IFREG | 0o644, content=Content(path, 0, len(text))))
+
+
+def _texts(files: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {path.decode(): content.decode() for path, content in files.items()}
 
 
 def resolve_grants(tree: AppTree, grants: Sequence[ControlGrant]) -> list[tuple[int, ControlGrant]]:
@@ -291,7 +289,6 @@ def app_files(unit: str, request: AppRequest, account: Account, for_init: bytes)
         schema = msgspec.json.format(msgspec.json.encode(request.runtime_config, order="sorted"), indent=2)
         files.append(AppFile(SCHEMA_PATH.lstrip("/").encode(), schema + b"\n"))
         files.append(AppFile(RUNTIME_CONFIG_UNIT_PATH, RUNTIME_CONFIG_UNIT))
-    if request.network.units:
-        files.append(AppFile(TABLE_PATH, request.network.table_file()))
+    files += [AppFile(path, content) for path, content in request.network.files.items()]
     files += [AppFile(f"service/{name}".encode(), text.encode()) for name, text in request.network.units.items()]
     return files

@@ -27,7 +27,7 @@ def kernel_step(choice: KernelChoice, arch: str, compression: str, progress: Pro
 
     def make(_: Job) -> Product:
         kernel = find_kernel(choice, arch, progress)
-        files = [kernel.path, *kernel.modules]
+        files = [kernel.path, *kernel.modules, *kernel.egress_modules]
         content = [part for path in files for part in (os.path.basename(path), hash_file(path))]
         about = (kernel.name, kernel.version, str(kernel.nitro_capable), kernel.cmdline or "")
         key = key_of([*about, *content])

@@ -20,6 +20,7 @@ from enclavekit_rbuilds.run.model import Egress, Ingress
 DEFAULT_CPUS = 2  # one core with two threads: the least that a Nitro host with hyperthreading gives
 MAX_PORT = 65535
 MAX_VSOCK_PORT = 0xFFFFFFFE
+MAX_RESOLVERS = 3  # MAXNS of resolv.h: no C library takes more of a resolv.conf
 
 
 class Resources(msgspec.Struct, frozen=True):
@@ -28,8 +29,19 @@ class Resources(msgspec.Struct, frozen=True):
     cid: int | None = None
 
 
+class OutboundPorts(msgspec.Struct, frozen=True):
+    """The parent's vsock ports for what leaves by the image's policy."""
+
+    vsock_port: int
+    dns_ports: tuple[int, ...] = ()
+
+
 class Network(msgspec.Struct, frozen=True):
     egress: tuple[Egress, ...] = ()
+    """Ports of the parent that lead to one place each; of images whose programs connect to them by themselves."""
+    outbound: OutboundPorts | None = None
+    insecure_learn: bool = False
+    """Its policy lets everything out."""
     ingress: tuple[Ingress, ...] = ()
 
 
@@ -99,8 +111,12 @@ def _check(path: str, resources: Resources, network: Network) -> None:
     for rule in rules:
         if not 0 < rule.port <= MAX_PORT or not 0 < rule.vsock_port <= MAX_VSOCK_PORT:
             raise InputError("use the metadata of", path, f"network rule {rule} has a port out of range")
+    outbound = network.outbound
+    parent_ports = [] if outbound is None else [outbound.vsock_port, *outbound.dns_ports]
+    if not all(0 < port <= MAX_VSOCK_PORT for port in parent_ports) or len(parent_ports) > 1 + MAX_RESOLVERS:
+        raise InputError("use the metadata of", path, "a port of network.outbound is out of range")
     for kind, ports in (
-        ("egress vsock", [rule.vsock_port for rule in network.egress]),
+        ("parent's vsock", [*parent_ports, *(rule.vsock_port for rule in network.egress)]),
         ("ingress", [rule.port for rule in network.ingress]),
     ):
         if len(set(ports)) != len(ports):

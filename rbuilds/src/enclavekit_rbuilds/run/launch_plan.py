@@ -10,7 +10,7 @@ from enclavekit_core.errors import InputError
 
 from enclavekit_rbuilds.run.cids import check_cid
 from enclavekit_rbuilds.run.image import DEFAULT_CPUS, Image
-from enclavekit_rbuilds.run.model import BackendName, LaunchPlan, Publish
+from enclavekit_rbuilds.run.model import BackendName, LaunchPlan, Outbound, Publish, Resolver
 from enclavekit_rbuilds.run.rules import check_bind, check_publish
 from enclavekit_rbuilds.run.sizing import default_memory_mib, memory_sum
 
@@ -31,6 +31,9 @@ class Wishes:
     bind: str = "127.0.0.1"
     publish: Sequence[Publish] = ()
     machine: str = ""
+    resolvers: Sequence[tuple[str, int]] = ()
+    """(address, port), for the enclave's questions."""
+    allow_destinations: Sequence[str] = ()
 
 
 def plan_launch(image: Image, backend: BackendName, wishes: Wishes) -> LaunchPlan:
@@ -71,8 +74,23 @@ def plan_launch(image: Image, backend: BackendName, wishes: Wishes) -> LaunchPla
         cid=0 if wishes.cid is None else check_cid(wishes.cid),
         first_cid=wanted.cid or 0,
         egress=image.network.egress if wishes.proxies else (),
+        outbound=_outbound(image, wishes) if wishes.proxies else None,
         ingress=ingress,
         bind=check_bind(wishes.bind),
         publish=tuple(wishes.publish),
         machine=wishes.machine,
     )
+
+
+def _outbound(image: Image, wishes: Wishes) -> Outbound | None:
+    ports = image.network.outbound
+    if ports is None:
+        if wishes.allow_destinations:
+            reason = f"{image.path} has no egress rules: nothing asks this host to connect"
+            raise InputError("use --allow-destination", wishes.allow_destinations[0], reason)
+        return None
+    resolvers = (
+        Resolver(host, port, vsock_port)
+        for (host, port), vsock_port in zip(wishes.resolvers, ports.dns_ports, strict=False)
+    )
+    return Outbound(ports.vsock_port, tuple(resolvers), tuple(wishes.allow_destinations))

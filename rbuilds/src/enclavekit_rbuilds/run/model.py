@@ -31,6 +31,23 @@ class Egress(msgspec.Struct, frozen=True):
     vsock_port: int
 
 
+class Resolver(msgspec.Struct, frozen=True):
+    """Where the enclave's DNS questions go: parent's vsock port -> a resolver, by TCP."""
+
+    host: str
+    port: int
+    vsock_port: int
+
+
+class Outbound(msgspec.Struct, frozen=True):
+    """What leaves the enclave by its own policy: each connection says where it goes."""
+
+    vsock_port: int
+    resolvers: tuple[Resolver, ...] = ()
+    allow_destinations: tuple[str, ...] = ()
+    """NETWORK[:PORT[-LAST]] that may be connected to although loopback, link-local or the like."""
+
+
 class Ingress(msgspec.Struct, frozen=True):
     """What comes in: the host's TCP port -> the enclave's vsock port."""
 
@@ -66,6 +83,7 @@ class LaunchPlan(msgspec.Struct, frozen=True):
     """Asked for: taken means failure. 0: `first_cid`, or the next free one."""
     first_cid: int = 0
     egress: tuple[Egress, ...] = ()
+    outbound: Outbound | None = None
     ingress: tuple[Ingress, ...] = ()
     bind: str = "127.0.0.1"
     """Where ingress ports listen."""

@@ -46,7 +46,7 @@ class ProxyPool:
             users: tuple[int, ...] = ()
             if record is not None and record.boot_id == boot_id():
                 users = tuple(user for user in record.users if user != cid)
-                if users and record.text != rule.text:
+                if users and record.text != rule.text and not rule.follows_host:
                     owners = ", ".join(map(str, users))
                     raise LaunchError("start proxy", rule.text, f"its port has: {record.text} (enclave CID {owners})")
                 if is_alive(record.process) and record.text == rule.text:

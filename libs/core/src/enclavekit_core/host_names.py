@@ -11,7 +11,12 @@ WILDCARD = "*."
 
 
 def normalise_name(text: str) -> str | None:
-    """Return the name in lower case without the root's dot; None if it is no host name, or an address."""
+    """Return the name in lower case without the root's dot; None if it is no host name, or an address.
+
+    Internationalised names have to be in the form that packets have, xn--: anything beyond ASCII is no name.
+    """
+    if not text.isascii():
+        return None  # before `lower`, which makes a k of the Kelvin sign
     name = text.lower().removesuffix(".")
     labels = name.split(".")
     if len(name) > MAX_NAME or not all(map(LABEL.fullmatch, labels)) or labels[-1].isdigit():
