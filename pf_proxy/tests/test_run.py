@@ -50,7 +50,13 @@ def running(*arguments, addresses=1):
 
         process.wait_for = wait_for
         try:
-            yield process, [parse_address(process.stdout.readline().strip()) for _ in range(addresses)]
+            yield (
+                process,
+                [
+                    parse_address(process.stdout.readline().strip().replace("udp://", "tcp://"))
+                    for _ in range(addresses)
+                ],
+            )
         finally:
             process.terminate()
             process.wait(PATIENCE_S)

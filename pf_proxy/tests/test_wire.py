@@ -18,6 +18,7 @@ from enclavekit_core.proxy_protocol import (
 from enclavekit_pf_proxy.wire.destination import decode_destination, encode_destination
 from enclavekit_pf_proxy.wire.opening import MAX_OPENING_BYTES, Opening, OpeningDecoder
 from enclavekit_pf_proxy.wire.request import (
+    Protocol,
     Request,
     Status,
     decode_reply,
@@ -41,11 +42,16 @@ REQUESTS = {
         Request(1, TcpAddress("api.example", 443), TcpAddress("10.0.0.9", 50000)),
         "e5 01 001f 0000000000000001 02 0d 01bb 6170692e6578616d706c65 03 06 c350 0a000009",
     ),
+    "v2 1.2.3.4:443 over UDP": (
+        Request(1, V4, protocol=Protocol.UDP),
+        "e5 01 0013 0000000000000001 01 06 01bb 01020304 04 01 11",
+    ),
     "v2 [2001:db8::1]:8443": (
         Request(2**64 - 1, V6),
         "e5 01 001c ffffffffffffffff 01 12 20fb 20010db8000000000000000000000001",
     ),
 }
+DATAGRAMS = {"two datagrams": ([b"ping", b""], "0004 70696e67 0000")}
 REPLIES = {"connected": (Status.CONNECTED, "e5 01 00 00 00000000"), "denied": (Status.DENIED, "e5 01 04 00 00000000")}
 PAIR4 = Proxied(TcpAddress("10.0.0.9", 50000), V4)
 PAIR6 = Proxied(TcpAddress("2001:db8::9", 50000), V6)
@@ -95,7 +101,7 @@ def test_encoders_know_the_table():
 
 def test_the_page_shows_these_bytes():
     shown = {re.sub(r"\s+", " ", line).strip() for line in PAGE.read_text().splitlines()}
-    for name, (_, text) in {**DESTINATIONS, **REQUESTS, **REPLIES}.items():
+    for name, (_, text) in {**DESTINATIONS, **REQUESTS, **REPLIES, **DATAGRAMS}.items():
         assert any(line.startswith(text) for line in shown), name
 
 

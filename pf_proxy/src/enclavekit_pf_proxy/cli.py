@@ -13,11 +13,10 @@ from enclavekit_core.cli import run_command
 
 from enclavekit_pf_proxy.learn_command import add_learn_command
 from enclavekit_pf_proxy.options import MODES, add_options, plan_of
+from enclavekit_pf_proxy.rules_command import add_rules_parser
 from enclavekit_pf_proxy.service import Mode
 
 if TYPE_CHECKING:
-    from enclavekit_core.address import Address
-
     from enclavekit_pf_proxy.plan import Plan
     from enclavekit_pf_proxy.server import Server
 
@@ -36,7 +35,8 @@ relays end; a second one ends them.
 exit codes:
   0  stopped by a signal
   2  CONFIG cannot be used
-  3  cannot listen
+  3  cannot listen, or a route cannot be made
+  5  the kernel refused the rules, or another pf-proxy has them
 """
 ASK_EPILOG = """\
 exit codes:
@@ -49,7 +49,7 @@ LAYOUT = argparse.RawDescriptionHelpFormatter
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pf-proxy", description="Relay TCP over vsock and back.")
+    parser = argparse.ArgumentParser(prog="pf-proxy", description="Relay TCP and UDP over vsock and back.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for mode, text in MODES.items():
         command = commands.add_parser(mode.value, help=text, description=text, epilog=EPILOG, formatter_class=LAYOUT)
@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--print-address", action="store_true", help="print the addresses that are listened on, once they are"
     )
     run.set_defaults(command=run_config)
+    add_rules_parser(commands)
     add_learn_command(commands)
     _add_status(commands)
     return parser
@@ -165,7 +166,7 @@ def run_config(args: argparse.Namespace) -> int:
     return _supervise(lambda: load_plan(args.config, args.insecure_learn), _printer(args.print_address))
 
 
-def _supervise(load: Callable[[], Plan], announce: Callable[[Address], None]) -> int:
+def _supervise(load: Callable[[], Plan], announce: Callable[[str], None]) -> int:
     from enclavekit_core.logs import configure
 
     from enclavekit_pf_proxy.supervisor import Supervisor
@@ -175,17 +176,18 @@ def _supervise(load: Callable[[], Plan], announce: Callable[[Address], None]) ->
     return supervisor.run()
 
 
-def _serve_alone(plan: Plan, announce: Callable[[Address], None]) -> int:
+def _serve_alone(plan: Plan, announce: Callable[[str], None]) -> int:
     from enclavekit_core.logs import configure, get_logger
-    from enclavekit_core.streams import Listener
 
+    from enclavekit_pf_proxy.listeners import AnyListener, describe_listener, fit_listener, open_listener
     from enclavekit_pf_proxy.server import Server
 
     service = plan.services[0]
-    listeners: list[Listener] = []
+    listeners: list[AnyListener] = []
     try:
         for offset in range(service.listen.ports):
-            listeners.append(Listener(service.listen.at(offset)))
+            listeners.append(open_listener(service, service.listen.at(offset)))
+            fit_listener(listeners[-1], service)
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -196,10 +198,10 @@ def _serve_alone(plan: Plan, announce: Callable[[Address], None]) -> int:
     try:
         if plan.status.is_wanted:
             _answer_for(server, plan)
-        for address in server.addresses:
+        for address in map(describe_listener, listeners):
             get_logger("pf-proxy").info(
                 "listening",
-                listen=str(address),
+                listen=address,
                 upstream=str(service.upstream or "as asked"),
                 max_connections=service.limits.max_connections,
             )
@@ -225,8 +227,8 @@ def _answer_for(server: Server, plan: Plan) -> None:
         raise
 
 
-def _printer(wanted: bool) -> Callable[[Address], None]:
-    def announce(address: Address) -> None:
+def _printer(wanted: bool) -> Callable[[str], None]:
+    def announce(address: str) -> None:
         if wanted:
             print(address, flush=True)
 

@@ -34,10 +34,11 @@ from enclavekit_pf_proxy.service import Header, Mode
 from enclavekit_pf_proxy.sockets import close_socket, prepare_socket, read_ends
 from enclavekit_pf_proxy.target import find_target
 from enclavekit_pf_proxy.wire.opening import Opening
-from enclavekit_pf_proxy.wire.request import Status, encode_reply
+from enclavekit_pf_proxy.wire.request import Protocol, Status, encode_reply
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.frontend import Frontend
+    from enclavekit_pf_proxy.udp.relay import DatagramRelay
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 BOTH = READABLE | select.EPOLLOUT
@@ -51,15 +52,19 @@ class Connection:
     __slots__ = ("_check", "_deadline", "_handshake", "_loop", "_server", "_upstream", "client", "frontend", "number",
                  "peer", "phase", "relay", "service", "since", "target")  # fmt: skip
 
-    def __init__(self, frontend: Frontend, client: socket.socket, peer: Peer, number: int, now: float) -> None:
-        """`number`: the connection's id in logs."""
+    def __init__(
+        self, frontend: Frontend, client: socket.socket, peer: Peer, number: int, now: float, first: bytes = b""
+    ) -> None:
+        """`number`: the connection's id in logs. `first`: what was read from the client already, as its upstream's
+        stream has it.
+        """
         self.frontend, self.client, self.peer, self.number = frontend, client, peer, number
         self.service, self._server = frontend.service, frontend.server
         self._loop = self._server.loop
-        self._handshake: Handshake | None = Handshake(self.service, number)
+        self._handshake: Handshake | None = Handshake(self.service, number, first)
         self.phase = Phase.OPENING
         self._upstream: socket.socket | None = None
-        self.relay: Relay | None = None
+        self.relay: Relay | DatagramRelay | None = None
         self._deadline = 0.0
         self._check: Callable[[bytes], bool] | None = None  # for its relay
         self.since = now
@@ -71,6 +76,29 @@ class Connection:
     def carried(self) -> tuple[int, int]:
         """Bytes to the upstream and to the client so far."""
         return (0, 0) if self.relay is None else (self.relay.flows[0].total, self.relay.flows[1].total)
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams that were lost here."""
+        return 0 if self.relay is None or isinstance(self.relay, Relay) else self.relay.dropped
+
+    @property
+    def quiet_since(self) -> float | None:
+        """When bytes moved last; None if nothing was relayed yet."""
+        return None if self.relay is None else self.relay.last_activity
+
+    def inject(self, framed: bytes, max_bytes: int) -> None:
+        """Take a datagram of this session that came in elsewhere; lost if there is no room."""
+        if self._handshake is not None:
+            if not self._handshake.append(framed, max_bytes):
+                self.frontend.totals.dropped += 1
+        elif self.relay is not None and not isinstance(self.relay, Relay):
+            self.relay.inject(framed, max_bytes)
+
+    def drain(self) -> None:
+        """The proxy is to end: a session of datagrams, which has no end of its own, does once it is quiet."""
+        if self.relay is not None and not isinstance(self.relay, Relay):
+            self.relay.drain()
 
     def start(self, now: float) -> None:
         """Go as far as it goes without waiting."""
@@ -148,7 +176,7 @@ class Connection:
     def _decide(self, handshake: Handshake, step: Decide) -> Step:
         gate = self.service.gate
         assert gate is not None and handshake.destination is not None
-        decision = gate.decide(handshake.destination, step.shown, self.number)
+        decision = gate.decide(handshake.destination, step.shown, self.number, handshake.protocol.value)
         if decision.is_allowed and handshake.first is not None:
             self._check = gate.follow(handshake.destination, handshake.first, decision, self.number)
         return handshake.decided(decision, gate.begin_inspection())
@@ -173,10 +201,10 @@ class Connection:
         rules = self.service.destinations if self.service.mode is Mode.VSOCK_TO_IP_TRANSPARENT else None
         timeout_s = self.service.limits.connect_timeout_s
         try:
-            begun = self._server.dialer.begin(self.target, rules)
+            begun = self._server.dialer.begin(self.target, rules, handshake.protocol)
             if begun is None:
                 self._set_deadline(now + timeout_s + 1)  # the thread's own timeout says more
-                self._server.dialer.start(self, self.target, timeout_s, rules)
+                self._server.dialer.start(self, self.target, timeout_s, rules, handshake.protocol)
                 return None
         except TransportError as exc:
             return handshake.not_connected(str(exc), status_of(exc))
@@ -269,11 +297,20 @@ class Connection:
         assert self._upstream is not None
         self._loop.timers.drop(self)
         held = (step.to_upstream, step.to_client)
+        assert self._handshake is not None
+        protocol = self._handshake.protocol
         self._handshake = None  # thousands of idle connections need none
         shared, limits = self._server.shared, self.service.limits
-        self.relay = Relay(self.client, self._upstream, self._loop, shared, limits, self, held)
+        if protocol is Protocol.UDP:
+            from enclavekit_pf_proxy.udp.relay import DatagramRelay
+
+            self.relay = DatagramRelay(self.client, self._upstream, self._loop, limits, self, held)
+            if self._server.is_stopping:
+                self.relay.drain()
+        else:
+            self.relay = Relay(self.client, self._upstream, self._loop, shared, limits, self, held)
+            self.relay.flows[0].check, self._check = self._check, None
         self.relay.flows[0].total = step.from_client
-        self.relay.flows[0].check, self._check = self._check, None
         self.relay.start(now)
 
     def relay_expired(self, idle_s: float) -> None:

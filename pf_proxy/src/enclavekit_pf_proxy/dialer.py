@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol as Interface
 
 from enclavekit_core import fabric
 from enclavekit_core.address import Address, TcpAddress, UnixAddress, VsockAddress
@@ -24,9 +24,11 @@ from enclavekit_core.errors import TransportError
 from enclavekit_core.streams import MAX_UNIX_PATH_BYTES, connect
 
 from enclavekit_pf_proxy.destinations import DestinationRules
-from enclavekit_pf_proxy.wire.request import Status
+from enclavekit_pf_proxy.original_destination import mark_socket
+from enclavekit_pf_proxy.wire.request import Protocol, Status
 
 ROUTE_LIFETIME_S = 1.0  # the registry is a few small files, but reading them costs more than connecting
+KINDS = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
 IN_PROGRESS = {errno.EINPROGRESS, errno.EAGAIN}
 REFUSED = {errno.ECONNREFUSED, errno.ECONNRESET}  # the latter is what AF_VSOCK says where nobody listens
 UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENODEV, errno.EADDRNOTAVAIL}
@@ -39,7 +41,7 @@ class DestinationDenied(TransportError):
         super().__init__("connect to", destination, "the destination is not allowed")
 
 
-class Waiting(Protocol):
+class Waiting(Interface):
     """Who waits for an attempt."""
 
     def dialled(self, upstream: socket.socket | None, error: TransportError | None) -> None:
@@ -57,23 +59,28 @@ class Begun:
 class Dialer:
     """Makes upstream connections; the results of threads are handed on with `deliver`."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        """`wake` is called from other threads whenever a result is ready."""
-        self._wake = wake
+    def __init__(self, wake: Callable[[], None], mark: int = 0) -> None:
+        """`wake` is called from other threads whenever a result is ready. `mark`: SO_MARK over IP; 0 for none."""
+        self._wake, self._mark = wake, mark
         self._results: deque[tuple[Waiting, socket.socket | None, TransportError | None]] = deque()
         self._routes: dict[int, tuple[float, fabric.Route]] = {}
         self._lock = threading.Lock()
         self._closed = False
 
-    def begin(self, address: Address, rules: DestinationRules | None = None) -> Begun | None:
-        """Connect without waiting; None if that takes a thread. `rules`: what an address must satisfy.
+    def begin(
+        self, address: Address, rules: DestinationRules | None = None, protocol: Protocol = Protocol.TCP
+    ) -> Begun | None:
+        """Connect without waiting; None if that takes a thread.
 
+        Args:
+            rules: what an address must satisfy.
+            protocol: over IP; UDP sockets are connected as well, but nothing is sent yet.
         Raises: TransportError, DestinationDenied.
         """
         try:
             match address:
                 case TcpAddress():
-                    return _begin_tcp(address, rules)
+                    return _begin_ip(address, rules, KINDS[protocol], self._mark)
                 case UnixAddress(path):
                     return _begin_unix(path) if len(os.fsencode(path)) <= MAX_UNIX_PATH_BYTES else None
                 case VsockAddress(cid, port):
@@ -87,11 +94,16 @@ class Dialer:
         return None
 
     def start(
-        self, waiting: Waiting, address: Address, timeout_s: float, rules: DestinationRules | None = None
+        self,
+        waiting: Waiting,
+        address: Address,
+        timeout_s: float,
+        rules: DestinationRules | None = None,
+        protocol: Protocol = Protocol.TCP,
     ) -> None:
         """Connect in a thread. Raises RuntimeError if none can be started."""
         # daemon: a stopping proxy does not wait for a connect timeout
-        argv = (waiting, address, timeout_s, rules)
+        argv = (waiting, address, timeout_s, rules, protocol)
         threading.Thread(target=self._dial, args=argv, daemon=True, name="dial").start()
 
     def deliver(self) -> None:
@@ -117,11 +129,18 @@ class Dialer:
             self._routes[cid] = (now + ROUTE_LIFETIME_S, route)
         return route
 
-    def _dial(self, waiting: Waiting, address: Address, timeout_s: float, rules: DestinationRules | None) -> None:
+    def _dial(
+        self,
+        waiting: Waiting,
+        address: Address,
+        timeout_s: float,
+        rules: DestinationRules | None,
+        protocol: Protocol,
+    ) -> None:
         upstream, error = None, None
         try:
-            if isinstance(address, TcpAddress) and rules is not None:
-                upstream = connect_allowed(address, rules, timeout_s)
+            if isinstance(address, TcpAddress):
+                upstream = connect_ip(address, rules, timeout_s, protocol, self._mark)
             else:
                 upstream = connect(address, timeout_s)
         except TransportError as exc:
@@ -136,28 +155,41 @@ class Dialer:
                 upstream.close()
 
 
-def connect_allowed(destination: TcpAddress, rules: DestinationRules, timeout_s: float) -> socket.socket:
+def connect_ip(
+    destination: TcpAddress,
+    rules: DestinationRules | None,
+    timeout_s: float,
+    protocol: Protocol = Protocol.TCP,
+    mark: int = 0,
+) -> socket.socket:
     """Resolve and connect to the first address that `rules` allow and that answers. Raises TransportError.
 
     What is checked is what is connected to: a name whose answer changes in between gains nothing.
     """
     deadline = time.monotonic() + timeout_s
     try:
-        found = socket.getaddrinfo(destination.host, destination.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(destination.host, destination.port, type=KINDS[protocol])
     except (OSError, UnicodeError) as exc:
         raise TransportError("connect to", destination, exc) from exc
     error: TransportError = DestinationDenied(destination)
-    for _family, _kind, _proto, _name, where in found:
+    for family, kind, _proto, _name, where in found:
         address = ipaddress.ip_address(str(where[0]).partition("%")[0])
-        if not rules.allows(address, destination.port):
+        if rules is not None and not rules.allows(address, destination.port):
             continue
         left = deadline - time.monotonic()
         if left <= 0:
             raise TransportError("connect to", destination, "timed out")
+        sock = socket.socket(family, kind | socket.SOCK_CLOEXEC)
         try:
-            return connect(TcpAddress(str(address), destination.port), left)
-        except TransportError as exc:
-            error = exc
+            if mark:
+                mark_socket(sock, mark)
+            sock.settimeout(left)
+            sock.connect(where)
+            return sock
+        except OSError as exc:
+            sock.close()
+            error = TransportError("connect to", TcpAddress(str(address), destination.port), exc)
+            error.__cause__ = exc
     raise error
 
 
@@ -175,7 +207,7 @@ def status_of(error: TransportError) -> Status:
     return Status.UNREACHABLE if error.errno in UNREACHABLE else Status.FAILED
 
 
-def _begin_tcp(address: TcpAddress, rules: DestinationRules | None) -> Begun | None:
+def _begin_ip(address: TcpAddress, rules: DestinationRules | None, kind: int, mark: int) -> Begun | None:
     try:
         literal = ipaddress.ip_address(address.host)
     except ValueError:
@@ -183,7 +215,7 @@ def _begin_tcp(address: TcpAddress, rules: DestinationRules | None) -> Begun | N
     if rules is not None and not rules.allows(literal, address.port):
         raise DestinationDenied(address)
     family = socket.AF_INET if literal.version == 4 else socket.AF_INET6
-    return _begin(family, (address.host, address.port))
+    return _begin(family, (address.host, address.port), kind=kind, mark=mark)
 
 
 def _begin_unix(path: str) -> Begun | None:
@@ -209,9 +241,11 @@ def _begin_fabric(route: fabric.Route, port: int) -> Begun | None:
     raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
 
-def _begin(family: int, name: object, *, waits: bool = True) -> Begun:
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+def _begin(family: int, name: object, *, waits: bool = True, kind: int = socket.SOCK_STREAM, mark: int = 0) -> Begun:
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
+        if mark:
+            mark_socket(sock, mark)
         code = sock.connect_ex(name)  # type: ignore[arg-type]  # typeshed knows no vsock tuples here
         if code == errno.EAGAIN and not waits:
             raise BlockingIOError(code, os.strerror(code))

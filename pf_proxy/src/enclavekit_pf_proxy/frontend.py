@@ -17,6 +17,7 @@ from enclavekit_core.peers import Peer
 from enclavekit_core.streams import Listener
 
 from enclavekit_pf_proxy.connection import Connection
+from enclavekit_pf_proxy.listeners import describe_listener
 from enclavekit_pf_proxy.service import Service
 from enclavekit_pf_proxy.sockets import close_socket, prepare_socket
 
@@ -35,6 +36,8 @@ class Totals:
     accepted: int = 0
     refused: int = 0
     """Not allowed, or no upstream."""
+    dropped: int = 0
+    """Datagrams that were lost here."""
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -44,6 +47,7 @@ def sum_totals(parts: Iterable[Totals]) -> Totals:
     for part in parts:
         found.accepted += part.accepted
         found.refused += part.refused
+        found.dropped += part.dropped
         found.bytes_up += part.bytes_up
         found.bytes_down += part.bytes_down
     return found
@@ -68,7 +72,9 @@ class Frontend:
         self.address = listener.bound_address
         self.port = getattr(self.address, "port", 0)
         upstream = str(service.upstream) if service.upstream is not None else "as asked"
-        self.log = get_logger("pf-proxy").bind(listen=str(self.address), upstream=upstream)
+        self.listen = describe_listener(listener)
+        """The address, for people and logs."""
+        self.log = get_logger("pf-proxy").bind(listen=self.listen, upstream=upstream)
         if service.name:
             self.log = self.log.bind(service=service.name)
         self._occupancy = occupancy
@@ -80,6 +86,10 @@ class Frontend:
         self._closed = False
         prepare_socket(listener.socket, service.limits.keepalive_s)  # what is accepted inherits TCP's options
         self.update()
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._occupancy.connections) < self._max_connections
 
     def notice(self, index: int, mask: int) -> None:
         pass  # `run` follows
@@ -99,8 +109,7 @@ class Frontend:
 
     def update(self) -> None:
         """Look for connections if there is room for one."""
-        room = len(self._occupancy.connections) < self._max_connections
-        wanted = room and not self._closed and not self._paused_until
+        wanted = self.has_room and not self._closed and not self._paused_until
         if wanted and not self._accepting:
             # exclusive: workers share sockets that SO_REUSEPORT does not know, and one is enough to wake
             self.server.loop.watch(self._fd, self, 0, select.EPOLLIN | select.EPOLLEXCLUSIVE)
@@ -125,6 +134,7 @@ class Frontend:
         bytes_up, bytes_down = connection.carried
         self.totals.bytes_up += bytes_up
         self.totals.bytes_down += bytes_down
+        self.totals.dropped += connection.dropped
         full = len(self._occupancy.connections) >= self._max_connections
         self._occupancy.connections.discard(connection)
         cid = connection.peer.cid

@@ -22,7 +22,15 @@ from enclavekit_pf_proxy.announcement import Ends, encode_proxied, find_source
 from enclavekit_pf_proxy.service import Header, Mode, Service
 from enclavekit_pf_proxy.wire.destination import encode_destination
 from enclavekit_pf_proxy.wire.opening import Opening, OpeningDecoder
-from enclavekit_pf_proxy.wire.request import REPLY, Request, Status, decode_reply, encode_reply, encode_request
+from enclavekit_pf_proxy.wire.request import (
+    REPLY,
+    Protocol,
+    Request,
+    Status,
+    decode_reply,
+    encode_reply,
+    encode_request,
+)
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.policy.decision import Decision
@@ -108,12 +116,12 @@ class Handshake:
     __slots__ = ("_decoder", "_first", "_header", "_reply", "_service", "destination", "number", "opening", "phase",
                  "target")  # fmt: skip
 
-    def __init__(self, service: Service, number: int) -> None:
-        """`number`: its id, unless a header says another."""
+    def __init__(self, service: Service, number: int, first: bytes = b"") -> None:
+        """`number`: its id, unless a header says another. `first`: what came before it, for the upstream's stream."""
         self._service = service
         self.number = number
         self.phase = Phase.OPENING
-        self.opening = Opening()
+        self.opening = Opening(rest=first)
         """What headers said."""
         self.target: Address | None = None
         """What is connected to; None while it is not known."""
@@ -145,6 +153,11 @@ class Handshake:
         return self._service.send_proxy > 0 or self._service.mode is Mode.IP_TO_VSOCK_TRANSPARENT
 
     @property
+    def protocol(self) -> Protocol:
+        """What is carried: the service's, or what a header asked for."""
+        return self._service.protocol if self.opening.destination is None else self.opening.protocol
+
+    @property
     def wanted(self) -> int:
         """How many bytes of the answer are missing."""
         return REPLY.size - len(self._reply)
@@ -157,6 +170,13 @@ class Handshake:
         return Read(self._service.limits.header_timeout_s)
 
     # the client
+
+    def append(self, data: bytes, max_bytes: int) -> bool:
+        """Have `data` go to the upstream behind what came before; return whether there is room for it."""
+        if len(self.opening.rest) + len(data) > max_bytes:
+            return False
+        self.opening = replace(self.opening, rest=self.opening.rest + data)
+        return True
 
     def client_sent(self, data: bytes) -> Step | None:
         """Take bytes of the client, while it `reads_client`; none are its end."""
@@ -222,12 +242,13 @@ class Handshake:
         if self._service.mode is not Mode.IP_TO_VSOCK_TRANSPARENT:
             return self._relay(encode_proxied(self._service.send_proxy, self.opening, ends, self.number))
         assert self.destination is not None
-        self._header = self._header or header
+        # v1 knows no other protocol
+        self._header = self._header or (header if self.protocol is Protocol.TCP else Header.V2)
         if self._header is Header.V1:
             return self._relay(encode_destination(self.destination))
         self.phase = Phase.ASKING
         limits = self._service.limits
-        message = encode_request(Request(self.number, self.destination, find_source(self.opening, ends)))
+        message = encode_request(Request(self.number, self.destination, find_source(self.opening, ends), self.protocol))
         # the other end connects before it answers
         return Ask(message, limits.connect_timeout_s + limits.header_timeout_s)
 
@@ -250,7 +271,7 @@ class Handshake:
     def upstream_failed(self, cause: str) -> Step:
         """It ended without an answer: the Rust framework's does so with a header that it does not know."""
         self._expect(Phase.ASKING)
-        if self._service.header is not Header.AUTO or self._reply:
+        if self._service.header is not Header.AUTO or self._reply or self.protocol is not Protocol.TCP:
             return Refuse(f"cannot ask {self.target}: {cause}", Status.FAILED)
         self._header, self.phase = Header.V1, Phase.DIALLING
         return REDIAL

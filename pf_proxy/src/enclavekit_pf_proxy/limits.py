@@ -19,6 +19,12 @@ class Limits:
     max_per_cid: int = 512
     """Connections at a time of one vsock peer; further ones are refused, or one enclave would keep others out. 0: no
     limit but `max_connections`."""
+    max_per_source: int = 256
+    """UDP sessions at a time of one source address. 0: no limit but `max_connections`."""
+    max_datagram_bytes: int = 65507
+    """Longer datagrams are dropped; the default is what IPv4 carries."""
+    max_queued_bytes: int = 256 * 1024
+    """Of datagrams that a UDP session has waiting, as the kernel counts them: no more than net.core.rmem_max."""
     connect_timeout_s: float = 10.0
     """How long the upstream may take to accept."""
     header_timeout_s: float = 10.0
@@ -27,6 +33,8 @@ class Limits:
     """How long an app may take for the first bytes that a policy wants to see."""
     idle_timeout_s: float = 300.0
     """Close a relay after this long with no bytes either way; long enough for a long poll. 0: never."""
+    udp_idle_timeout_s: float = 120.0
+    """The same for a UDP session, which has no other end. RFC 4787 (REQ-5) asks address translators for two minutes."""
     half_close_timeout_s: float = 120.0
     """The same once one direction has ended: somebody waits for an answer, or nobody is left. 0: never."""
     drain_timeout_s: float = 10.0

@@ -12,7 +12,17 @@ from enclavekit_core.errors import ConfigError
 
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.plan import MAX_WORKERS, Plan, parse_status
-from enclavekit_pf_proxy.service import LISTENS_ON_VSOCK, Endpoint, Header, Mode, Service, check_service, parse_endpoint
+from enclavekit_pf_proxy.service import (
+    DIVERTED,
+    LISTENS_ON_VSOCK,
+    Endpoint,
+    Header,
+    Mode,
+    Service,
+    check_service,
+    parse_endpoint,
+)
+from enclavekit_pf_proxy.wire.request import Protocol
 
 DEFAULTS = Limits()
 MODES = {
@@ -26,6 +36,7 @@ TIMEOUTS = (
     ("connect", DEFAULTS.connect_timeout_s, "how long the upstream may take to accept"),
     ("header", DEFAULTS.header_timeout_s, "how long a peer may take for its header"),
     ("idle", DEFAULTS.idle_timeout_s, "end a connection after this long without a byte, 0 never"),
+    ("udp-idle", DEFAULTS.udp_idle_timeout_s, "end a UDP session after this long without a datagram, 0 never"),
     ("half-close", DEFAULTS.half_close_timeout_s, "the same once one direction has ended, 0 never"),
     ("drain", DEFAULTS.drain_timeout_s, "how long connections may go on after SIGTERM"),
 )
@@ -37,6 +48,10 @@ def add_options(parser: argparse.ArgumentParser, mode: Mode) -> None:
     _add_addresses(parser, mode)
     if mode in LISTENS_ON_VSOCK:
         _add_peers(parser)
+    if mode is not Mode.VSOCK_TO_IP_TRANSPARENT:
+        parser.add_argument("--udp", action="store_true", help="carry datagrams instead of streams")
+    if mode in DIVERTED:
+        parser.add_argument("--tproxy", action="store_true", help="it is TPROXY rules that lead here, not REDIRECT")
     if mode is Mode.IP_TO_VSOCK_TRANSPARENT:
         parser.add_argument(
             "--header",
@@ -51,6 +66,14 @@ def add_options(parser: argparse.ArgumentParser, mode: Mode) -> None:
         )
     if mode is Mode.VSOCK_TO_IP_TRANSPARENT:
         _add_destinations(parser)
+    if mode not in LISTENS_ON_VSOCK:
+        parser.add_argument(
+            "--max-per-source",
+            type=int,
+            metavar="N",
+            default=DEFAULTS.max_per_source,
+            help="with --udp: sessions of one source address at a time, 0: no such limit (default %(default)s)",
+        )
     parser.add_argument("--accept-proxy", action="store_true", help="clients begin with a PROXY header, of v1 or v2")
     _add_limits(parser)
     parser.set_defaults(mode=mode)
@@ -154,6 +177,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
         accept_proxy=args.accept_proxy,
         send_proxy=int(send_proxy[1]) if send_proxy else 0,
         destinations=DestinationRules(ranges, getattr(args, "only_destinations", False)),
+        protocol=Protocol.UDP if getattr(args, "udp", False) else Protocol.TCP,
+        tproxy=getattr(args, "tproxy", False),
     )
     check_service(service, mode.value)
     if not 1 <= args.workers <= MAX_WORKERS:
@@ -195,6 +220,9 @@ def _limits_of(args: argparse.Namespace) -> Limits:
     max_per_cid = getattr(args, "max_per_cid", DEFAULTS.max_per_cid)
     if max_per_cid < 0:
         raise ConfigError("--max-per-cid", "", "it is less than 0")
+    max_per_source = getattr(args, "max_per_source", DEFAULTS.max_per_source)
+    if max_per_source < 0:
+        raise ConfigError("--max-per-source", "", "it is less than 0")
     for flag, _, _ in TIMEOUTS:
         value = getattr(args, f"{flag.replace('-', '_')}_timeout")
         if not math.isfinite(value) or value < 0 or (value == 0 and flag in POSITIVE):
@@ -205,6 +233,8 @@ def _limits_of(args: argparse.Namespace) -> Limits:
         connect_timeout_s=args.connect_timeout,
         header_timeout_s=args.header_timeout,
         idle_timeout_s=args.idle_timeout,
+        udp_idle_timeout_s=args.udp_idle_timeout,
+        max_per_source=max_per_source,
         half_close_timeout_s=args.half_close_timeout,
         drain_timeout_s=args.drain_timeout,
     )

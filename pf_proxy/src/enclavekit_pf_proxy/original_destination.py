@@ -18,6 +18,7 @@ SO_ORIGINAL_DST = 80  # IP6T_SO_ORIGINAL_DST is the same number at SOL_IPV6
 SOL_IPV6 = 41
 SOCKADDR_IN = struct.Struct(">2xH4s8x")  # family in native order, which the level says already; port; address
 SOCKADDR_IN6 = struct.Struct(">2xH4x16s4x")
+IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75  # one flag of the socket; ip(7), include/uapi/linux/in6.h
 NO_ENTRY = {errno.ENOENT, errno.ENOPROTOOPT, errno.EOPNOTSUPP}  # no conntrack entry, or no conntrack at all
 
 
@@ -41,6 +42,8 @@ def read_original(sock: socket.socket) -> TcpAddress:
     """
     name = sock.getsockname()
     own = TcpAddress(plain_address(name[0]), name[1])
+    if sock.type != socket.SOCK_STREAM:
+        return own  # conntrack tells of streams only; a session's socket is bound to where its datagrams go
     level, layout = (SOL_IPV6, SOCKADDR_IN6) if ":" in own.host else (socket.SOL_IP, SOCKADDR_IN)
     try:
         return decode_original(sock.getsockopt(level, SO_ORIGINAL_DST, layout.size))
@@ -48,3 +51,29 @@ def read_original(sock: socket.socket) -> TcpAddress:
         if exc.errno in NO_ENTRY:
             return own
         raise
+
+
+def make_transparent(sock: socket.socket) -> None:
+    """Let a socket take what TPROXY brings, and have addresses that are not this machine's.
+
+    Raises: PermissionError without CAP_NET_ADMIN or CAP_NET_RAW.
+    """
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(SOL_IPV6, IPV6_TRANSPARENT, 1)
+    else:
+        sock.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+
+
+def mark_socket(sock: socket.socket, mark: int) -> None:
+    """Mark all that a socket sends, so that rules know it. Raises PermissionError without CAP_NET_ADMIN."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+
+
+def is_own_address(host: str) -> bool:
+    """Say whether an address is one of this machine's, on which an ordinary socket can be."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((host, 0))
+        except OSError:
+            return False
+    return True

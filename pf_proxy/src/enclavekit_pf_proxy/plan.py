@@ -11,6 +11,7 @@ from enclavekit_core.address import TcpAddress, UnixAddress, parse_address
 from enclavekit_core.errors import ConfigError
 
 from enclavekit_pf_proxy.limits import Limits, descriptors_for
+from enclavekit_pf_proxy.rules.divert import DEFAULT_NAME, OWN_MARK, Backend, RuleSet
 from enclavekit_pf_proxy.service import Service
 
 if TYPE_CHECKING:
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from enclavekit_pf_proxy.resolver.service import DnsPlan
 
 MAX_WORKERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPlan:
+    """The loopback interface is brought up, and more."""
+
+    default_route: str = ""
+    """An interface that every destination has a route over, so that programs may send there; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,11 @@ class Plan:
     gate: Gate | None = None
     """The policy of all services that have one."""
     dns: DnsPlan | None = None
+    rules: RuleSet | None = None
+    """What the kernel is to bring to the services."""
+    rules_backend: Backend = Backend.AUTO
+    rules_name: str = DEFAULT_NAME
+    network: NetworkPlan | None = None
     status: StatusPlan = StatusPlan()
 
     def check(self, source: str) -> None:
@@ -57,9 +71,15 @@ class Plan:
         for service in self.services:
             for offset in range(service.listen.ports):
                 address = service.listen.at(offset)
-                if getattr(address, "port", 1) and str(address) in seen:  # port 0 is another one each time
+                text = f"{service.protocol.value if isinstance(address, TcpAddress) else ''} {address}"
+                if getattr(address, "port", 1) and text in seen:  # port 0 is another one each time
                     raise ConfigError(source, "", f"two listeners are on {address}")
-                seen.add(str(address))
+                seen.add(text)
+
+    @property
+    def mark(self) -> int:
+        """Of everything that is sent over IP: where there are rules, they must tell it from what they divert."""
+        return OWN_MARK if self.rules is not None else 0
 
     @property
     def descriptors(self) -> int:

@@ -17,6 +17,7 @@ from enclavekit_pf_proxy.dialer import Dialer
 from enclavekit_pf_proxy.flow import Shared
 from enclavekit_pf_proxy.frontend import Frontend, Occupancy, Totals, sum_totals
 from enclavekit_pf_proxy.limits import Limits
+from enclavekit_pf_proxy.listeners import AnyListener
 from enclavekit_pf_proxy.loop import Loop
 from enclavekit_pf_proxy.service import Endpoint, Header, Mode, Service
 
@@ -25,18 +26,20 @@ V1_MEMORY_S = (
 )
 MAX_U64 = 2**64 - 1
 
-Opened = tuple[Service, Sequence[tuple[int, Listener]]]
+Opened = tuple[Service, Sequence[tuple[int, AnyListener]]]
 """A service with its listening sockets and which port of its range each has."""
 
 
 class Server:
     """Relays every connection to its listeners. `run` in one thread; `stop` from any."""
 
-    def __init__(self, opened: Sequence[Opened], drain_timeout_s: float = Limits().drain_timeout_s) -> None:
-        """Takes over the listeners."""
+    def __init__(
+        self, opened: Sequence[Opened], drain_timeout_s: float = Limits().drain_timeout_s, *, mark: int = 0
+    ) -> None:
+        """Takes over the listeners. `mark`: SO_MARK of connections over IP, so that no rule diverts them."""
         self.loop = Loop()
         self.shared = Shared()
-        self.dialer = Dialer(self.loop.wake)
+        self.dialer = Dialer(self.loop.wake, mark)
         self.loop.on_wake.append(self.dialer.deliver)
         self._drain_timeout_s = drain_timeout_s
         self._numbers = secrets.randbits(64)
@@ -58,7 +61,7 @@ class Server:
             occupancy = Occupancy()
             self._occupancies.append(occupancy)
             for offset, listener in listeners:
-                self.frontends.append(Frontend(self, service, listener, offset, occupancy))
+                self.frontends.append(_frontend_of(listener)(self, service, listener, offset, occupancy))
 
     @property
     def addresses(self) -> list[Address]:
@@ -102,6 +105,11 @@ class Server:
 
     # for connections
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it is to end soon, and not only when its connections have."""
+        return self._stops > 0
+
     def now(self) -> float:
         return time.monotonic()
 
@@ -130,6 +138,9 @@ class Server:
         now = time.monotonic()
         if self._stops and self._drain_until is None:
             self._drain_until = now + self._drain_timeout_s
+            for occupancy in self._occupancies:
+                for connection in list(occupancy.connections):
+                    connection.drain()
         overdue = self._drain_until is not None and now >= self._drain_until
         return self._count() == 0 or self._stops > 1 or overdue
 
@@ -157,9 +168,18 @@ class Server:
             "stopped",
             accepted=totals.accepted,
             refused=totals.refused,
+            dropped=totals.dropped,
             bytes_up=totals.bytes_up,
             bytes_down=totals.bytes_down,
         )
+
+
+def _frontend_of(listener: AnyListener) -> Callable[..., Frontend]:
+    if isinstance(listener, Listener):
+        return Frontend
+    from enclavekit_pf_proxy.udp.frontend import DatagramFrontend
+
+    return DatagramFrontend
 
 
 class ProxyServer(Server):

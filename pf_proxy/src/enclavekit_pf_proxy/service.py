@@ -22,6 +22,8 @@ from enclavekit_core.errors import ConfigError
 
 from enclavekit_pf_proxy.destinations import DestinationRules
 from enclavekit_pf_proxy.limits import Limits
+from enclavekit_pf_proxy.rules.divert import Divert
+from enclavekit_pf_proxy.wire.request import Protocol
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.policy.gate import Gate
@@ -40,6 +42,7 @@ class Mode(enum.Enum):
     """The port that the connection was going to is the vsock port."""
 
 
+DIVERTED = {Mode.IP_TO_VSOCK_TRANSPARENT, Mode.TRANSPARENT_PORT_TO_VSOCK}  # for whom that is the point
 LISTENS_ON_VSOCK = {Mode.VSOCK_TO_IP, Mode.VSOCK_TO_IP_TRANSPARENT}
 
 
@@ -95,6 +98,12 @@ class Service:
     """Where `vsock-to-ip-transparent` may connect to."""
     gate: Gate | None = None
     """What decides on each connection of `ip-to-vsock-transparent`; None: nothing does."""
+    protocol: Protocol = Protocol.TCP
+    """What is carried; `vsock-to-ip-transparent` is told by its clients."""
+    tproxy: bool = False
+    """What comes in may be meant for other machines' addresses: TPROXY brings it."""
+    divert: Divert | None = None
+    """What the kernel is to bring here."""
 
     @property
     def text(self) -> str:
@@ -133,12 +142,41 @@ def check_service(service: Service, source: str) -> None:
         raise ConfigError(source, "", f"{mode.value} needs an upstream")
     else:
         _check_upstream(service, upstream, source)
-    if mode in (Mode.IP_TO_VSOCK_TRANSPARENT, Mode.TRANSPARENT_PORT_TO_VSOCK) and not isinstance(listen, TcpAddress):
+    if mode in DIVERTED and not isinstance(listen, TcpAddress):
         raise ConfigError(source, "", f"{mode.value} does not listen on {listen}: only TCP is diverted")
     if mode is Mode.IP_TO_VSOCK_TRANSPARENT and service.send_proxy:
         raise ConfigError(source, "", f"{mode.value} sends its own header, which has the source: no PROXY header")
     if service.allowed_cids is not None and not isinstance(listen, VsockAddress):
         raise ConfigError(source, "", f"clients of {listen} have no CID")
+    if service.protocol is Protocol.UDP:
+        _check_udp(service, source)
+    if service.tproxy or service.divert is not None:
+        _check_diverted(service, source)
+
+
+def _check_udp(service: Service, source: str) -> None:
+    mode = service.mode
+    if mode is Mode.VSOCK_TO_IP_TRANSPARENT:
+        raise ConfigError(source, "", f"{mode.value} is told the protocol by its clients")
+    if mode not in LISTENS_ON_VSOCK and not isinstance(service.listen.first, TcpAddress):
+        raise ConfigError(source, "", f"{service.listen.first} takes no datagrams: UDP needs HOST:PORT")
+    if service.accept_proxy or service.send_proxy:
+        raise ConfigError(source, "", "the PROXY protocol goes before a stream, and UDP is none")
+    if mode is Mode.IP_TO_VSOCK_TRANSPARENT and service.header is Header.V1:
+        raise ConfigError(source, "", "header v1 does not know UDP")
+    if mode is Mode.IP_TO_VSOCK_TRANSPARENT and not service.tproxy:
+        raise ConfigError(source, "", "of redirected datagrams nobody knows where they were going: UDP needs tproxy")
+
+
+def _check_diverted(service: Service, source: str) -> None:
+    if service.mode in LISTENS_ON_VSOCK:
+        raise ConfigError(source, "", f"nothing is diverted to {service.mode.value}")
+    divert = service.divert
+    if divert is None:
+        return
+    if service.listen.ports != 1 or not getattr(service.listen.first, "port", 0):
+        raise ConfigError(source, "divert", "it leads to one port, which the configuration must say")
+    divert.check(source)
 
 
 def _check_upstream(service: Service, upstream: Endpoint, source: str) -> None:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 from enclavekit_core.address import Address, TcpAddress, UnixAddress
 from enclavekit_core.errors import EnclavekitError, describe_cause
 from enclavekit_core.logs import get_logger
-from enclavekit_core.streams import Listener
 
+from enclavekit_pf_proxy.listeners import AnyListener, describe_listener, fit_listener, open_listener, takes_datagrams
 from enclavekit_pf_proxy.loop import Loop
 from enclavekit_pf_proxy.plan import Plan, share
 from enclavekit_pf_proxy.server import Opened, Server
@@ -37,6 +37,7 @@ from enclavekit_pf_proxy.status.roster import Roster
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.resolver.service import DnsSockets
+    from enclavekit_pf_proxy.surroundings import Surroundings
 
 RESTART_S = 1.0  # between two starts of one worker: a fault that is there at once is not met in a spin
 BACKLOG = 1024  # for a whole range of clients that connect at once; the kernel's somaxconn may be less
@@ -58,20 +59,21 @@ class Worker:
 class Supervisor:
     """`run` returns after SIGTERM or SIGINT."""
 
-    def __init__(self, load: Callable[[], Plan], prepare: Callable[[Plan], Plan], announce: Callable[[Address], None]):
+    def __init__(self, load: Callable[[], Plan], prepare: Callable[[Plan], Plan], announce: Callable[[str], None]):
         """`load` gives the plan, now and at each reload; `prepare` fits it to the process (descriptors); `announce` is
         told of each address once it is listened on.
         """
         self._load, self._prepare, self._announce = load, prepare, announce
         self._log = get_logger("pf-proxy")
-        self._listeners: dict[Key, Listener] = {}
+        self._listeners: dict[Key, AnyListener] = {}
         self._workers: dict[int, Worker] = {}
         self._generation = 0
         self._missing: dict[int, float] = {}  # worker -> when to start it
         self._stopping = False
         self._dns: DnsSockets | None = None
         self._dns_listen: TcpAddress | None = None
-        self._fresh: list[Address] = []
+        self._fresh: list[str] = []
+        self._surroundings: Surroundings | None = None
         self._loop = Loop()
         self._roster = Roster(self._loop)
         self._desk = Desk(self._loop, self._roster.ask)
@@ -94,6 +96,8 @@ class Supervisor:
                 listener.close()
             if self._dns is not None:
                 self._dns.close()
+            if self._surroundings is not None:
+                self._surroundings.remove()
             self._desk.close()
             self._roster.close()
             if self._signals is not None:
@@ -160,17 +164,20 @@ class Supervisor:
 
     def _open(self, plan: Plan) -> None:
         """Have exactly what `plan` needs open; on failure what was open before stays."""
-        opened: dict[Key, Listener] = {}
+        opened: dict[Key, AnyListener] = {}
         try:
-            for key, address in _keys_of(plan):
+            for key, service, address in _keys_of(plan):
                 if key not in self._listeners:
                     # a second worker's socket is bound to the port that the kernel chose for the first
                     first = opened.get((key[0], 0)) or self._listeners.get((key[0], 0))
                     where = first.bound_address if first is not None else address
-                    reuse_port = isinstance(address, TcpAddress)
-                    if first is None and reuse_port:
-                        Listener(address).close()  # with SO_REUSEPORT alone, another supervisor would share it unseen
-                    opened[key] = Listener(where, backlog=BACKLOG, reuse_port=reuse_port)
+                    if first is None and isinstance(address, TcpAddress):
+                        # with SO_REUSEPORT alone, another supervisor would share it unseen
+                        open_listener(service, address).close()
+                    opened[key] = open_listener(service, where, backlog=BACKLOG, reuse_port=True)
+            for key, service, _ in _keys_of(plan):
+                fit_listener(opened.get(key) or self._listeners[key], service, plan.mark)
+            self._surround(plan)
         except EnclavekitError:
             for listener in opened.values():
                 listener.close()
@@ -183,11 +190,20 @@ class Supervisor:
                 listener.close()
             raise
         # sockets of an address that stays are kept even if workers become fewer: clients may wait in their queues
-        wanted = {key[0] for key, _ in _keys_of(plan)}
+        wanted = {key[0] for key, _, _ in _keys_of(plan)}
         for key in [key for key in self._listeners if key[0] not in wanted]:
             self._listeners.pop(key).close()
         self._listeners.update(opened)
-        self._fresh = [listener.bound_address for key, listener in opened.items() if key[1] == 0]
+        self._fresh = [describe_listener(listener) for key, listener in opened.items() if key[1] == 0]
+
+    def _surround(self, plan: Plan) -> None:
+        """Have routes and rules as `plan` wants them."""
+        if self._surroundings is None and (plan.rules is not None or plan.network is not None):
+            from enclavekit_pf_proxy.surroundings import Surroundings
+
+            self._surroundings = Surroundings()
+        if self._surroundings is not None:
+            self._surroundings.establish(plan)
 
     def _open_dns(self, plan: Plan) -> None:
         wanted = plan.dns.listen if plan.dns is not None else None
@@ -209,7 +225,7 @@ class Supervisor:
         for index in range(self._plan.workers):
             self._fork(index)
         for address in self._fresh:
-            self._log.info("listening", listen=str(address))
+            self._log.info("listening", listen=address)
             self._announce(address)
 
     def _fork(self, index: int) -> None:
@@ -267,7 +283,9 @@ class Supervisor:
             listener.leave_file()
             if key not in mine:
                 listener.close()
-        server = Server(opened, self._plan.drain_timeout_s)
+        if self._surroundings is not None:
+            self._surroundings.leave()
+        server = Server(opened, self._plan.drain_timeout_s, mark=self._plan.mark)
         Reporter(server, channel)
         if self._dns is not None:
             _serve_dns(server, self._dns, self._plan)
@@ -281,6 +299,8 @@ class Supervisor:
 
     def _serves(self, index: int, service: Service, key: Key) -> bool:
         """Say whether worker `index` accepts from the socket: all do from one that is shared."""
+        if takes_datagrams(service):
+            return index == 0  # sessions of one socket are one process's
         return not isinstance(service.listen.first, TcpAddress) or key[1] % self._plan.workers == index
 
 
@@ -291,24 +311,24 @@ def _serve_dns(server: Server, sockets: DnsSockets, plan: Plan) -> None:
     server.when_stopping.append(DnsService(server.loop, sockets, plan.gate, plan.dns).stop)
 
 
-def _keys_of(plan: Plan) -> list[tuple[Key, Address]]:
-    found: dict[Key, Address] = {}
+def _keys_of(plan: Plan) -> list[tuple[Key, Service, Address]]:
+    found: dict[Key, tuple[Service, Address]] = {}
     for worker in range(plan.workers):
         for number, service in enumerate(plan.services):
             for offset in range(service.listen.ports):
-                found[_key_of(number, service, offset, worker)] = service.listen.at(offset)
-    return list(found.items())
+                found[_key_of(number, service, offset, worker)] = (service, service.listen.at(offset))
+    return [(key, *value) for key, value in found.items()]
 
 
 def _key_of(number: int, service: Service, offset: int, worker: int) -> Key:
     address = service.listen.at(offset)
-    text = str(address)
+    text = f"{'udp ' if takes_datagrams(service) else ''}{address}"
     if isinstance(address, UnixAddress):
         return text, 0
     if not address.port:
         text = f"{text} of {service.name or number}"
     # only TCP has SO_REUSEPORT; other sockets are shared
-    return text, worker if isinstance(address, TcpAddress) else 0
+    return text, worker if isinstance(address, TcpAddress) and not takes_datagrams(service) else 0
 
 
 def _signal(pid: int, number: int) -> None:

@@ -8,7 +8,7 @@ import socket
 from enclavekit_core.address import Address, TcpAddress, VsockAddress
 from enclavekit_core.errors import TransportError
 
-from enclavekit_pf_proxy.original_destination import plain_address, read_original
+from enclavekit_pf_proxy.original_destination import is_own_address, plain_address, read_original
 from enclavekit_pf_proxy.service import Mode, Service
 from enclavekit_pf_proxy.wire.opening import Opening
 
@@ -32,7 +32,9 @@ def find_target(
         case Mode.IP_TO_VSOCK_TRANSPARENT:
             destination = read_original(client)
             host, own_port = client.getsockname()[:2]
-            if destination.port == own_port == port and destination.host == plain_address(host):
+            same = destination.port == own_port == port and destination.host == plain_address(host)
+            # TPROXY leaves the packet as it was: another machine's address is no sign of a loop
+            if same and (not service.tproxy or is_own_address(destination.host)):
                 reason = "the connection was made to the proxy itself, nothing diverted it"
                 raise TransportError("connect to", destination, reason)
     assert upstream is not None

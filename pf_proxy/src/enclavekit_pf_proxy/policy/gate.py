@@ -50,13 +50,15 @@ class Gate:
         self._learn_path = learn_path
         self._log = get_logger("pf-proxy")
 
-    def decide(self, destination: TcpAddress, shown: Shown | None, conn: int) -> Decision:
-        """Decide on a TCP connection and, unless it is to be inspected first, say so in the log."""
+    def decide(self, destination: TcpAddress, shown: Shown | None, conn: int, protocol: str = "tcp") -> Decision:
+        """Decide on a connection or UDP session and, unless it is to be inspected first, say so in the log."""
         address = ipaddress.ip_address(destination.host)
         names = self.answers.names_of(address, time.monotonic())
-        attempt = Attempt("tcp", address, destination.port, names, shown)
+        attempt = Attempt(protocol, address, destination.port, names, shown)
         decision = decide(self.policy, attempt)
-        if decision.verdict is Verdict.INSPECT or (self._learner is not None and shown is None):
+        # datagrams show nothing that could be waited for
+        learns_bytes = self._learner is not None and shown is None and protocol == "tcp"
+        if decision.verdict is Verdict.INSPECT or learns_bytes:
             return Decision(Verdict.INSPECT, decision.reason, decision.rule, decision.name)
         if self._learner is not None:
             decision = self._learn(attempt)

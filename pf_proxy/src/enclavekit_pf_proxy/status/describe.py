@@ -23,13 +23,14 @@ def describe(server: Server, *, with_connections: bool) -> Status:
     now = time.monotonic()
     status = Status(os.getpid(), now - server.started, workers=int(server.accepts), draining=int(not server.accepts))
     live: Counter[Frontend] = Counter()
-    carried: dict[Frontend, list[int]] = {frontend: [0, 0] for frontend in server.frontends}
+    carried: dict[Frontend, list[int]] = {frontend: [0, 0, 0] for frontend in server.frontends}
     for connection in server.connections():
         live[connection.frontend] += 1
         up, down = connection.carried
         sums = carried[connection.frontend]
         sums[0] += up
         sums[1] += down
+        sums[2] += connection.dropped
     status.listeners = [_describe_listener(one, live[one], *carried[one]) for one in server.frontends]
     status.decisions = [
         DecisionCount(verdict, reason, count)
@@ -44,10 +45,10 @@ def describe(server: Server, *, with_connections: bool) -> Status:
     return status
 
 
-def _describe_listener(frontend: Frontend, live: int, bytes_up: int, bytes_down: int) -> ListenerStatus:
+def _describe_listener(frontend: Frontend, live: int, bytes_up: int, bytes_down: int, dropped: int) -> ListenerStatus:
     service, totals = frontend.service, frontend.totals
     return ListenerStatus(
-        listen=str(frontend.address),
+        listen=frontend.listen,
         upstream="as asked" if service.upstream is None else str(service.upstream),
         mode=service.mode.value,
         service=service.name,
@@ -55,6 +56,7 @@ def _describe_listener(frontend: Frontend, live: int, bytes_up: int, bytes_down:
         live=live,
         accepted=totals.accepted,
         refused=totals.refused,
+        dropped=totals.dropped + dropped,
         bytes_up=totals.bytes_up + bytes_up,
         bytes_down=totals.bytes_down + bytes_down,
     )
@@ -65,7 +67,7 @@ def _describe_connection(connection: Connection, now: float) -> ConnectionStatus
     relay = connection.relay
     return ConnectionStatus(
         conn=f"{connection.number:016x}",
-        listen=str(connection.frontend.address),
+        listen=connection.frontend.listen,
         peer=connection.peer.text,
         upstream="" if connection.target is None else str(connection.target),
         phase=connection.phase.value,

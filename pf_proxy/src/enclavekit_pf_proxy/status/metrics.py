@@ -22,6 +22,7 @@ BY_LISTENER: tuple[tuple[str, str, str, Callable[[ListenerStatus], int]], ...] =
     ("refused_total", "counter", "Connections that were not allowed or had no upstream.", lambda one: one.refused),
     ("bytes_up_total", "counter", "Bytes to upstreams.", lambda one: one.bytes_up),
     ("bytes_down_total", "counter", "Bytes to clients.", lambda one: one.bytes_down),
+    ("dropped_total", "counter", "Datagrams that were lost here.", lambda one: one.dropped),
 )
 
 

@@ -27,6 +27,8 @@ class ListenerStatus(Struct):
     """To the upstream."""
     bytes_down: int
     """To clients."""
+    dropped: int = 0
+    """Datagrams that were lost here."""
 
 
 class DecisionCount(Struct):
@@ -85,7 +87,7 @@ def merge(pid: int, uptime_s: float, parts: Iterable[Status], past: Iterable[Sta
             key = (listener.service, listener.listen)
             if key not in listeners:
                 listeners[key] = structs.replace(
-                    listener, live=0, max_connections=0, accepted=0, refused=0, bytes_up=0, bytes_down=0
+                    listener, live=0, max_connections=0, accepted=0, refused=0, bytes_up=0, bytes_down=0, dropped=0
                 )
             found = listeners[key]
             found.live += listener.live
@@ -109,6 +111,7 @@ def _count(into: ListenerStatus, part: ListenerStatus) -> None:
     into.refused += part.refused
     into.bytes_up += part.bytes_up
     into.bytes_down += part.bytes_down
+    into.dropped += part.dropped
 
 
 def _count_decisions(into: dict[tuple[str, str], DecisionCount], part: Status) -> None:

@@ -11,6 +11,7 @@ from enclavekit_core.proxy_protocol import MAX_V2_BYTES, Proxied, decode_proxied
 
 from enclavekit_pf_proxy.wire import request
 from enclavekit_pf_proxy.wire.destination import decode_destination
+from enclavekit_pf_proxy.wire.request import Protocol
 
 # bytes are fed as they come from the socket: the longest headers, and as much of the stream behind them
 MAX_OPENING_BYTES = MAX_V2_BYTES + request.MAX_BODY_BYTES + request.HEAD.size + 64 * 1024
@@ -28,6 +29,8 @@ class Opening:
     """The versioned header, which is answered."""
     rest: bytes = b""
     """The stream's first bytes, which came with it."""
+    protocol: Protocol = Protocol.TCP
+    """What carries it to the destination; the Rust framework's header knows TCP alone."""
 
 
 class OpeningDecoder:
@@ -78,5 +81,5 @@ class OpeningDecoder:
             return None
         asked, used = found
         return Opening(
-            self._proxied, asked.destination, asked.source, asked.connection_id, True, rest=self._data[used:]
+            self._proxied, asked.destination, asked.source, asked.connection_id, True, self._data[used:], asked.protocol
         )

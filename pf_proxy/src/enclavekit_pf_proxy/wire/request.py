@@ -11,9 +11,11 @@ A request, all integers big-endian:
         1  destination    u16 port, 4 or 16 bytes of address
         2  destination    u16 port, the host's name in ASCII
         3  source         u16 port, 4 or 16 bytes of address: who connected to the first end
+        4  protocol       u8, as IP numbers them: 6 TCP, the default, or 17 UDP
         128..255          may be left unread by who does not know them; an unknown one below 128 is an error
 
-and its answer, sent once the connection to the destination is there or is not; then the stream follows:
+and its answer, sent once the connection to the destination is there or is not; then the stream follows, for UDP one
+of datagrams (see `datagrams`):
 
     u8   marker 0xE5
     u8   version 1
@@ -41,10 +43,19 @@ ID = struct.Struct(">Q")
 PORT = struct.Struct(">H")
 FIELD = struct.Struct(">BB")
 MAX_BODY_BYTES = 1024  # id, a name of 253 bytes and a source need 295
-ADDRESS, NAME, SOURCE = 1, 2, 3
+ADDRESS, NAME, SOURCE, PROTOCOL = 1, 2, 3, 4
 OPTIONAL = 128
 LABEL = re.compile(rb"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 MAX_NAME_BYTES = 253  # RFC 1035 without the root's dot
+
+
+class Protocol(enum.Enum):
+    TCP = "tcp"
+    UDP = "udp"
+
+
+NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17}  # of IP's protocol field
+PROTOCOLS = {bytes([number]): protocol for protocol, number in NUMBERS.items()}
 
 
 class Status(enum.IntEnum):
@@ -74,6 +85,7 @@ class Request:
     """Host: an address or a name in lower case."""
     source: TcpAddress | None = None
     """Who connected to the first end, if it was over IP."""
+    protocol: Protocol = Protocol.TCP
 
 
 def encode_request(request: Request) -> bytes:
@@ -81,6 +93,8 @@ def encode_request(request: Request) -> bytes:
     fields = _encode_endpoint(request.destination, ADDRESS)
     if request.source is not None:
         fields += _encode_endpoint(request.source, SOURCE)
+    if request.protocol is not Protocol.TCP:  # left out, so that ends from before there was another are understood
+        fields += FIELD.pack(PROTOCOL, 1) + bytes([NUMBERS[request.protocol]])
     body = ID.pack(request.connection_id) + fields
     return HEAD.pack(MARKER, VERSION, len(body)) + body
 
@@ -115,29 +129,32 @@ def decode_request(data: bytes) -> tuple[Request, int] | None:
     if len(data) < end:
         return None
     (connection_id,) = ID.unpack_from(data, HEAD.size)
-    ends = _decode_fields(bytes(data[HEAD.size + ID.size : end]))
-    destination = ends.get(ADDRESS)
-    if destination is None:
-        raise RemoteProtocolError("cannot read request: it has no destination")
-    return Request(connection_id, destination, ends.get(SOURCE)), end
+    fields = _split_fields(bytes(data[HEAD.size + ID.size : end]))
+    ends = {kind: _decode_endpoint(kind, fields[kind]) for kind in (ADDRESS, NAME, SOURCE) if kind in fields}
+    if (ADDRESS in ends) == (NAME in ends):
+        raise RemoteProtocolError("cannot read request: it has not exactly one destination")
+    protocol = PROTOCOLS.get(fields.get(PROTOCOL, b"\x06"))
+    if protocol is None:
+        raise RemoteProtocolError("cannot read request: unknown protocol")
+    destination = ends[ADDRESS] if ADDRESS in ends else ends[NAME]
+    return Request(connection_id, destination, ends.get(SOURCE), protocol), end
 
 
-def _decode_fields(data: bytes) -> dict[int, TcpAddress]:
-    """Return the destination under ADDRESS, whichever form it had, and the source under SOURCE."""
-    ends: dict[int, TcpAddress] = {}
+def _split_fields(data: bytes) -> dict[int, bytes]:
+    """Return the values that may not be skipped, under their types."""
+    fields: dict[int, bytes] = {}
     while data:
         if len(data) < FIELD.size or len(data) < FIELD.size + data[1]:
             raise RemoteProtocolError("cannot read request: a field is cut off")
         kind, value, data = data[0], data[2 : 2 + data[1]], data[2 + data[1] :]
         if kind >= OPTIONAL:
             continue
-        if kind not in (ADDRESS, NAME, SOURCE):
+        if kind not in (ADDRESS, NAME, SOURCE, PROTOCOL):
             raise RemoteProtocolError(f"cannot read request: unknown field {kind}")
-        slot = SOURCE if kind == SOURCE else ADDRESS
-        if slot in ends:
+        if kind in fields:
             raise RemoteProtocolError(f"cannot read request: field {kind} is there twice")
-        ends[slot] = _decode_endpoint(kind, value)
-    return ends
+        fields[kind] = value
+    return fields
 
 
 def _decode_endpoint(kind: int, value: bytes) -> TcpAddress:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from enclavekit_core.errors import CommandError, InputError
+from enclavekit_core.nftables import cause_of
 
 from enclavekit_rbuilds.base.command import run
 from enclavekit_rbuilds.run.model import LaunchError, Publish
@@ -41,9 +42,7 @@ def _apply(store: Store, cid: int, script: str, verb: str) -> None:
     try:
         run([nft, "-f", path], f"{verb} nftables rules", timeout_s=NFT_TIMEOUT_S)
     except CommandError as exc:
-        # nft names the line and shows it; the first line has the cause
-        first = next((line for line in exc.stderr_tail.splitlines() if line.strip()), str(exc))
-        cause = first.removeprefix(f"{path}:").strip()
+        cause = cause_of(exc.stderr_tail)
         if os.geteuid() != 0:
             cause += "; it needs CAP_NET_ADMIN"
         raise LaunchError(verb, "nftables rules", cause) from exc

@@ -11,7 +11,9 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 
+from enclavekit_core import nftables
 from enclavekit_core.errors import InputError
+from enclavekit_core.nftables import render_target
 
 from enclavekit_rbuilds.run.model import Ingress, Publish
 
@@ -71,22 +73,14 @@ def render_rules(cid: int, bind: str, rules: Sequence[Publish]) -> str:
         lines += [f"  chain {chain} {{", f"    type nat hook {chain} priority -100; policy accept;"]
         for rule in rules:
             ports = f"{rule.first}" if rule.first == rule.last else f"{rule.first}-{rule.last}"
-            lines.append(f"    {condition} tcp dport {ports} {_target(address, rule.port)}")
+            lines.append(f"    {condition} tcp dport {ports} {render_target(address, rule.port)}")
         lines.append("  }")
     return "\n".join((*lines, "}", ""))
 
 
-def _target(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> str:
-    if address.is_unspecified or str(address) in ("127.0.0.1", "::1"):
-        return f"redirect to :{port}"
-    # redirect would choose the interface's first address, which need not be the one that the proxy listens on
-    return f"dnat to [{address}]:{port}" if address.version == 6 else f"dnat to {address}:{port}"
-
-
 def render_removal(cid: int) -> str:
     """Return the script that takes the table out; it succeeds, too, where there is none."""
-    name = table_of(cid)
-    return "\n".join(f"table {family} {name}\ndelete table {family} {name}" for family in ("ip", "ip6"))
+    return nftables.render_removal(("ip", "ip6"), table_of(cid))
 
 
 def parse_listeners(text: str) -> set[int]:
