@@ -2,7 +2,7 @@
 """pf-proxy beside socat, HAProxy and nginx, in one run: TCP in, vsock (here the fabric's Unix socket) out.
 
 One bulk stream; small messages there and back on one connection; short connections one after the other; CPU seconds of
-the proxy per gigabyte; memory of idle connections.
+the proxy per gigabyte; memory of idle connections; a small request beside a thousand busy ones; Redis behind two hops.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from enclavekit_core import fabric
-from enclavekit_core.address import CID_PARENT, UnixAddress
+from enclavekit_core.address import UnixAddress
 from enclavekit_core.streams import connect
-from relay_peers import PEERS, installed, ours
+from relay_load import IDLE, compare_load, compare_redis, trips_us
+from relay_peers import PEERS, fabric_path, installed, ours
 from run import Figure
 
 TOTAL_BYTES = 2**30  # on shared cores the clock says less than the proxy's CPU time
 CHUNK = bytes(256 * 1024)
-MESSAGE = bytes(64)
 MESSAGES, CONNECTIONS, REPEATS = 3000, 1000, 3
-IDLE = 10_000
 DESCRIPTORS = 65536  # two for each idle connection; IDLE is less where that is not allowed
 PORT = 7000
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -66,7 +65,7 @@ def measure() -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="enclavekit-bench-") as directory:
         os.environ[fabric.RUNTIME_DIR_VARIABLE] = os.path.join(directory, "rt")
         try:
-            path = f"{fabric.ensure_runtime_dir()}/fabric/{CID_PARENT}/{PORT}.sock"
+            path = fabric_path(PORT)
             with server(path):
                 yield from compare(path, directory)
         finally:
@@ -104,6 +103,9 @@ def compare(path: str, directory: str) -> Iterator[Figure]:
             )
     with ours(path, directory) as (address, pid):
         yield memory_of_idle(address, pid)
+    single = {name: start for name, start in starts.items() if not name.startswith("socat")}  # which forks
+    yield from compare_load(single, directory, possible_idle())
+    yield from compare_redis(directory)
 
 
 LABELS = {"bulk": "one stream", "cpu": "CPU of the proxy", "trip": "64 bytes and back", "new": "connections"}
@@ -131,16 +133,6 @@ def bulk(address: Any) -> float:
     return TOTAL_BYTES / 1e6 / taken_s
 
 
-def trips_us(sock: socket.socket, count: int) -> list[float]:
-    times = []
-    for _ in range(count):
-        started = time.perf_counter()
-        sock.sendall(MESSAGE)
-        sock.recv(len(MESSAGE), socket.MSG_WAITALL)
-        times.append((time.perf_counter() - started) * 1e6)
-    return times
-
-
 def round_trip_us(address: Any) -> float:
     with connect(address) as sock:
         sock.sendall(b"e")
@@ -159,7 +151,7 @@ def connections_per_s(address: Any) -> float:
 def memory_of_idle(address: Any, pid: int) -> Figure:
     """Connections that have carried a byte each way and say nothing now."""
     before = resident_bytes(pid)
-    count = min(IDLE, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1000) // 2)
+    count = possible_idle()
     idle = [connect(address) for _ in range(count)]
     for sock in idle:
         sock.sendall(b"ex")
@@ -168,6 +160,10 @@ def memory_of_idle(address: Any, pid: int) -> Figure:
     for sock in idle:
         sock.close()
     return Figure(f"relay: memory of each of {count} idle connections", each, "KiB", target="under 8")
+
+
+def possible_idle() -> int:
+    return min(IDLE, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 5000) // 2)
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -11,9 +12,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from enclavekit_core.address import TcpAddress
+from enclavekit_core import fabric
+from enclavekit_core.address import CID_PARENT, TcpAddress
 
 HAPROXY = """global
+    nbthread 1
+    maxconn {maxconn}
+    maxpipes 256
+defaults
+    mode tcp
+    maxconn {maxconn}
+    option splice-auto
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+listen relay
+    bind 127.0.0.1:{port} backlog 1024
+    server upstream unix@{path}
+"""
+HAPROXY_BACK = """global
     nbthread 1
     maxconn 4000
 defaults
@@ -23,8 +40,8 @@ defaults
     timeout client 60s
     timeout server 60s
 listen relay
-    bind 127.0.0.1:{port}
-    server upstream unix@{path}
+    bind unix@{path}
+    server upstream 127.0.0.1:{port}
 """
 STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so"  # a package of its own
 NGINX = """{user}daemon off;
@@ -32,7 +49,7 @@ pid {directory}/nginx.pid;
 error_log /dev/null crit;
 worker_processes 1;
 load_module {module};
-events {{ worker_connections 4000; }}
+events {{ worker_connections 50000; }}
 stream {{
     server {{
         listen 127.0.0.1:{port} backlog=1024;
@@ -44,10 +61,16 @@ stream {{
 """
 
 
+def fabric_path(port: int) -> str:
+    """Return the Unix socket that the parent's vsock `port` is here."""
+    return f"{fabric.ensure_runtime_dir()}/fabric/{CID_PARENT}/{port}.sock"
+
+
 @contextmanager
-def ours(path: str, directory: str) -> Iterator[tuple[TcpAddress, int]]:
-    """`path` is what vsock port 7000 of the parent leads to."""
-    argv = ["pf-proxy", "ip-to-vsock", "-i", "127.0.0.1:0", "-v", "parent:7000", "--print-address"]
+def ours(path: str, directory: str, port: int = 0) -> Iterator[tuple[TcpAddress, int]]:
+    """`path` is that of a vsock port of the parent; or `port` is the port."""
+    port = port or int(os.path.basename(path).removesuffix(".sock"))
+    argv = ["pf-proxy", "ip-to-vsock", "-i", "127.0.0.1:0", "-v", f"parent:{port}", "--print-address"]
     argv += ["--max-connections", "20000"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as proxy:
         try:
@@ -80,6 +103,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def max_connections() -> int:
+    """Return how many the descriptors allow: HAProxy does not start with more."""
+    return min(20_000, (resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1500) // 2)
+
+
 @contextmanager
 def socat(path: str, directory: str, buffer_bytes: int = 8192) -> Iterator[tuple[TcpAddress, int]]:
     port = free_port()
@@ -99,7 +127,7 @@ def haproxy(path: str, directory: str) -> Iterator[tuple[TcpAddress, int]]:
     port = free_port()
     config = os.path.join(directory, "haproxy.cfg")
     with open(config, "w", encoding="utf-8") as out:
-        out.write(HAPROXY.format(port=port, path=path))
+        out.write(HAPROXY.format(port=port, path=path, maxconn=max_connections()))
     with started(["haproxy", "-q", "-db", "-f", config], port) as found:
         yield found
 

@@ -7,7 +7,9 @@ import socket
 import pytest
 from enclavekit_pf_proxy.flow import COPY_BYTES, Flow, NotAllowed, Shared
 from enclavekit_pf_proxy.half_close import Event, State
-from enclavekit_pf_proxy.pipes import PipePool
+from enclavekit_pf_proxy.pipes import LARGE_PIPE_BYTES, PipePool
+
+SLACK = 64 * 1024
 
 
 class Line:
@@ -156,3 +158,13 @@ def test_what_may_not_go_on_is_not_sent(lines):
         line.move()
     assert line.receiver.recv(100) == b"fine"
     assert not line.has_bytes()
+
+
+def test_what_the_sink_does_not_take_is_bounded(lines):
+    line = lines[0]
+    sent = bulk(line)
+    line.move()
+    sent += line.fill()
+    in_sockets = sum(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for sock in (line.sender, line.flow.sink))
+    assert len(sent) < LARGE_PIPE_BYTES + COPY_BYTES + in_sockets + 2 * SLACK  # the last buffer may go over
+    assert line.drain() == sent

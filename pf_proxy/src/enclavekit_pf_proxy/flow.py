@@ -80,7 +80,36 @@ class Flow:
         """
         if self.held:
             return self._send_held(state)
-        return self._splice(state) if self._spliced else self._copy(state)
+        if self._spliced:
+            return self._splice(state)
+        if state is not State.OPEN:
+            return self._end(state)
+        # the way of nearly all messages: no call more than needs be
+        buffer = self._shared.buffer
+        try:
+            count = self.source.recv_into(buffer)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return Event.SOURCE_FAILED
+        if not count:
+            return Event.SOURCE_ENDED
+        self.total += count
+        self.moved = True
+        if self.check is not None and not self.check(bytes(buffer[:count])):
+            raise NotAllowed
+        try:
+            sent = self.sink.send(buffer[:count])
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return Event.SINK_FAILED
+        if sent < count:
+            self._hold(buffer[sent:count])
+        if count == COPY_BYTES:
+            self._spliced = not self._urgent and self.check is None
+            return True
+        return self._reads_on or bool(self.held)
 
     @property
     def is_bulk(self) -> bool:
@@ -95,8 +124,8 @@ class Flow:
 
     # messages
 
-    def _copy(self, state: State) -> Event | bool:
-        """Read once and send it on. Nothing is held or in a pipe."""
+    def _end(self, state: State) -> Event | bool:
+        """Nothing is to be sent any more: what is read is dropped. Nothing is held or in a pipe."""
         if state is State.DRAINING:
             return Event.EMPTIED
         if state is State.ENDED:
@@ -115,33 +144,27 @@ class Flow:
         if self.check is not None and not self.check(bytes(buffer[:count])):
             raise NotAllowed
         self._spliced = count == COPY_BYTES and not self._urgent and self.check is None
-        if state is State.OPEN and not self._send(buffer[:count]):
-            return Event.SINK_FAILED
-        return count == COPY_BYTES or self._reads_on or bool(self.held)
+        return True
 
     def _send_held(self, state: State) -> Event | bool:
         data, self.held = memoryview(self.held), b""
         if state is State.OPEN or state is State.DRAINING:
-            if not self._send(data):
+            try:
+                sent = self.sink.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
                 return Event.SINK_FAILED
-            if self.held:
-                self.moved |= len(self.held) < len(data)
+            self.moved |= sent > 0
+            if sent < len(data):
+                self._hold(data[sent:])
                 return False  # the sink takes no more, and the pipe's turn comes after
-        self.moved = True
         return True
 
-    def _send(self, data: memoryview) -> bool:
-        """Send `data`, hold what is not taken; return whether the sink is there still."""
-        try:
-            sent = self.sink.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return False
-        if sent < len(data):
-            self.held = bytes(data[sent:])
-            self.sink_full = True
-        return True
+    def _hold(self, data: memoryview) -> None:
+        """Keep what the sink did not take."""
+        self.held = bytes(data)
+        self.sink_full = True
 
     # bulk
 
@@ -158,9 +181,11 @@ class Flow:
             if not self._buffered:
                 self.give_up_pipe()
                 return True
-        elif state is State.OPEN or state is State.DISCARDING:
+        elif (state is State.OPEN or state is State.DISCARDING) and self._buffered < LARGE_PIPE_BYTES:
+            # a pipe's size counts pages, of which several may be one buffer: it could hold eight times as much
+            room = LARGE_PIPE_BYTES - self._buffered
             try:
-                filled = os.splice(self.source.fileno(), self._pipe[1], LARGE_PIPE_BYTES, flags=SPLICE_FLAGS)
+                filled = os.splice(self.source.fileno(), self._pipe[1], room, flags=SPLICE_FLAGS)
             except BlockingIOError:
                 # nothing to read, or the pipe is full; in the latter case emptying it makes room or waits for the sink
                 pass

@@ -98,8 +98,12 @@ class Relay:
         for number in (0, 1):
             if pending >> number & 1 and not self.closed:
                 flow = self.flows[number]
-                if self._let_move(number, flow):
-                    self._pending |= 1 << number
+                try:
+                    if self._let_move(number, flow):
+                        self._pending |= 1 << number
+                except NotAllowed:
+                    self.close(reset=True)
+                    return False
                 if flow.moved:
                     flow.moved, self.last_activity = False, now
         if self._linger_until < 0.0 and not self.closed:
@@ -141,23 +145,21 @@ class Relay:
     def _let_move(self, number: int, flow: Flow) -> bool:
         """Let one flow move for as long as it can, or its share lasts; return whether it could go on."""
         states = self._rules.states
-        more, enough = True, flow.total + TURN_BYTES
-        for _ in range(MAX_ROUNDS):
-            try:
-                outcome = flow.move(states[number])
-            except NotAllowed:
-                self.close(reset=True)
-                return False
-            if outcome is True:
-                if flow.total >= enough:
-                    break
-                continue
+        outcome = flow.move(states[number])
+        if outcome is False and not flow.sink_full:
+            return False  # a message, as a rule
+        more, rounds, enough = True, 0, flow.total + TURN_BYTES
+        while True:
             if outcome is False:
                 more = False
                 break
-            self._apply(number, outcome)
-            if self.closed:
-                return False
+            if outcome is not True:
+                self._apply(number, outcome)
+                if self.closed:
+                    return False
+            elif (rounds := rounds + 1) >= MAX_ROUNDS or flow.total >= enough:
+                break
+            outcome = flow.move(states[number])
         if flow.sink_full:
             flow.sink_full = False
             self._want_write(1 - number)
