@@ -237,6 +237,35 @@ def test_the_network_comes_back_when_its_process_dies_and_lets_nothing_out_meanw
     assert found[commands[1]][0] != 0
 
 
+ASK = """
+import sys
+from enclavekit_core.address import CID_PARENT, TcpAddress, VsockAddress
+from enclavekit_core.streams import connect
+from enclavekit_pf_proxy.wire.destination import encode_destination
+
+for host in sys.argv[1:]:
+    with connect(VsockAddress(CID_PARENT, 8888)) as sock:
+        sock.sendall(encode_destination(TcpAddress(host, 80)) + b"GET / HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n")
+        print(host, len(sock.recv(4096)) > 0)
+"""
+GUARDED = ("127.0.0.1", METADATA, "0.0.0.0", "::1", f"::ffff:{METADATA}", "64:ff9b::a9fe:a9fe")
+
+
+def test_the_hosts_end_keeps_its_own_network_to_itself(enclave):
+    """Whatever got hold of the enclave, with no policy in its way."""
+    words = ("--", "/usr/bin/python3", "-c", ASK, PUBLIC, *GUARDED)
+    found = dict(line.split() for line in enclave.exec("--system", *words).splitlines())
+    assert found == {PUBLIC: "True", **dict.fromkeys(GUARDED, "False")}
+
+
+def test_loopback_stays_inside(enclave):
+    mine, other = f"{CURL} http://127.0.0.1:8000/healthz", f"{CURL} http://127.0.0.2:8080/"
+    found = enclave.try_all([mine, other, f"{CURL} http://127.0.0.1:8080/"])
+    assert found.pop(mine) == (0, "ok")
+    assert all(status != 0 for status, _ in found.values())
+    assert not any(event.get("address", "").startswith("127.") for event in enclave.events())
+
+
 LEARNING = """
 name: net
 app: {{rootfs: {rootfs}}}
