@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from enclavekit_core.address import CID_ANY, CID_PARENT, TcpAddress, VsockAddress
 from enclavekit_core.streams import Listener, connect
+from enclavekit_pf_proxy import cli
 from enclavekit_pf_proxy.destinations import DestinationRules, parse_range
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.listeners import fit_listener, open_listener
@@ -349,6 +350,42 @@ def test_both_kinds_of_ip(echo):
             with udp_socket(family) as client:
                 client.connect((host, server.addresses[0].port))
                 assert ask(client, b"ping") == b"gnip"
+
+
+def test_both_ends_from_the_command_line(echo):
+    inside = ("vsock-to-ip", "-v", "any:8888", "-i", f"127.0.0.1:{echo[1]}", "--udp")
+    outside = ("ip-to-vsock", "-i", "127.0.0.1:0", "-v", "parent:8888", "--udp", "--max-per-source", "2")
+    with processes(*inside), processes(*outside, "--workers", "2") as (_, (address,)), udp_socket() as client:
+        client.connect(("127.0.0.1", address.port))
+        assert ask(client, b"ping") == b"gnip"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("ip-to-vsock-transparent", "-i", "127.0.0.1:1", "-v", "3:1", "--udp"),
+        ("ip-to-vsock-transparent", "-i", "127.0.0.1:1", "-v", "3:1", "--udp", "--tproxy", "--header", "v1"),
+        ("ip-to-vsock", "-i", "127.0.0.1:1", "-v", "3:1", "--udp", "--send-proxy", "v2"),
+        ("ip-to-vsock", "-i", "127.0.0.1:1", "-v", "3:1", "--udp", "--max-per-source", "-1"),
+        ("ip-to-vsock", "-i", "127.0.0.1:1", "-v", "3:1", "--udp", "--udp-idle-timeout", "nan"),
+    ],
+)
+def test_command_lines_that_udp_cannot_use(argv, capsys):
+    assert cli.main([*argv]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.root
+def test_tproxy_listeners_have_other_machines_addresses():
+    """What TPROXY rules need, which somebody else makes."""
+    if os.geteuid():
+        pytest.skip("needs root")
+    tcp = Service(Mode.IP_TO_VSOCK_TRANSPARENT, LISTEN, Endpoint(HOST_END), tproxy=True)
+    for service in (tcp, replace(tcp, protocol=Protocol.UDP), replace(tcp, listen=Endpoint(TcpAddress("::", 0)))):
+        listener = open_listener(service, service.listen.first)
+        fit_listener(listener, service)
+        assert listener.socket.getsockopt(socket.SOL_IP, 19) == 1
+        listener.close()
 
 
 def test_a_reload_drops_no_session(tmp_path, echo):
