@@ -155,13 +155,14 @@ def cpu_ticks(pid: int) -> int:
 
 
 def measure_large_file(directory: Path, make: Maker, flags: list[str | Path]) -> Iterator[Figure]:
-    source, back = directory / "source", directory / "back"
+    source, target, back = directory / "source", directory / "app/target", directory / "back"
     with open(source, "wb") as out:
         for _ in range(FILE_BYTES >> 20):
             out.write(os.urandom(1 << 20))
 
     async def copy(inwards: bool) -> float:
         async with make() as enclave:
+            (target if inwards else back).unlink(missing_ok=True)  # freeing what is replaced is no part of the peers'
             begun = time.perf_counter()
             await (enclave.put(source, "/target") if inwards else enclave.get("/target", back))
             return time.perf_counter() - begun
@@ -189,11 +190,12 @@ def measure_large_file(directory: Path, make: Maker, flags: list[str | Path]) ->
             for _ in range(ROUNDS):  # programs from start to end, both
                 theirs.append(program(*scp, source, f"127.0.0.1:{directory}/scp"))
                 (directory / "scp").unlink()
+                target.unlink()
                 ours.append(program("pipeline", "cp", *flags, source, f"{CID}:/target"))
         yield Figure("scp on loopback, one file", FILE_BYTES / 1e6 / min(theirs), "MB/s")
         rate = FILE_BYTES / 1e6 / min(ours)
         yield Figure("pipeline cp, one file", rate, "MB/s", "1.5 x", peer="scp", ratio=min(theirs) / min(ours))
-    for path in (source, back, directory / "app/target"):
+    for path in (source, target, back):
         path.unlink()
 
 

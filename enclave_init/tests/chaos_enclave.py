@@ -20,22 +20,22 @@ import time
 
 from enclavekit_core.errors import ConfigError, InputError
 from enclavekit_core.processes import catches_signal
-from enclavekit_enclave_init import syscalls
-from enclavekit_enclave_init.cgroups import Cgroups
+from enclavekit_enclave_init.boot.kernel_features import find_abilities
 from enclavekit_enclave_init.config import InitConfig
-from enclavekit_enclave_init.console import Console
-from enclavekit_enclave_init.control import Control
-from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.initctl.access import ControlConfig
 from enclavekit_enclave_init.initctl.boot_times import BootTimes
 from enclavekit_enclave_init.initctl.framing import encode_frame
 from enclavekit_enclave_init.interfaces import Interfaces
-from enclavekit_enclave_init.journal import Journal
-from enclavekit_enclave_init.kernel_features import find_abilities
+from enclavekit_enclave_init.logs.console import Console
 from enclavekit_enclave_init.logs.hub import LogHub
-from enclavekit_enclave_init.ordering import plan_start
-from enclavekit_enclave_init.supervisor import Supervisor
-from enclavekit_enclave_init.unit_files import read_units
+from enclavekit_enclave_init.logs.journal import Journal
+from enclavekit_enclave_init.runtime import syscalls
+from enclavekit_enclave_init.runtime.cgroups import Cgroups
+from enclavekit_enclave_init.runtime.control import Control
+from enclavekit_enclave_init.runtime.event_loop import EventLoop
+from enclavekit_enclave_init.supervision.supervisor import Supervisor
+from enclavekit_enclave_init.units.files import read_units
+from enclavekit_enclave_init.units.ordering import plan_start
 
 PATIENCE_S = 120.0
 SLEEP = "exec sleep 100000"

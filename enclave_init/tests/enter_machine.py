@@ -14,7 +14,7 @@ import sys
 import enclavekit_core
 import enclavekit_enclave_init
 from enclavekit_core import seccomp
-from enclavekit_enclave_init import syscalls
+from enclavekit_enclave_init.runtime import syscalls
 
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 root, image, out, runtime = sys.argv[1:5]

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 from enclavekit_core.errors import ConfigError
-from enclavekit_enclave_init import boot_plan as bp
+from enclavekit_enclave_init.boot import plan as bp
+from enclavekit_enclave_init.boot.execute import BootError, run_operations
+from enclavekit_enclave_init.boot.kernel_features import NO_VSOCK
 from enclavekit_enclave_init.config import InitConfig, ParentConfig, parse_config
-from enclavekit_enclave_init.execute import BootError, run_operations
-from enclavekit_enclave_init.kernel_features import NO_VSOCK
+from enclavekit_enclave_init.runtime.mount_table import parse_mountinfo
 
 PROCESS_MACHINE = {"/", "/proc", "/dev/null", "/dev/nsm", "/sys", "/run/enclavekit/fabric/16"}
 
@@ -22,7 +23,7 @@ def test_parse_mountinfo_undoes_escapes():
         "36 35 98:0 / /mnt\\040a rw,noatime master:1 - ext3 /dev/root rw\n"
         "37 36 0:5 / /back\\134slash rw - tmpfs tmpfs rw\nshort line\n"
     )
-    assert bp.parse_mountinfo(text) == {"/mnt a", "/back\\slash"}
+    assert parse_mountinfo(text) == {"/mnt a", "/back\\slash"}
 
 
 def test_own_machine_gets_everything():

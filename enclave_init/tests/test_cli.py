@@ -9,7 +9,7 @@ import enclavekit_core
 import enclavekit_enclave_init
 import pytest
 from enclavekit_enclave_init.cli import main
-from enclavekit_enclave_init.spawn import find_group, find_user
+from enclavekit_enclave_init.runtime.spawn import find_group, find_user
 
 COMMAND = [sys.executable, "-c", "from enclavekit_enclave_init.cli import main; raise SystemExit(main())"]
 MODULE_ROOTS = [str(Path(m.__file__).parents[1]) for m in (enclavekit_core, enclavekit_enclave_init)]

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 from enclavekit_core.errors import ConfigError, InputError, VerificationError
 from enclavekit_core.split_files import FileCapability, FileList, SplitFile, decode_file_list, encode_file_list
-from enclavekit_enclave_init import boot_plan as bp
-from enclavekit_enclave_init import join
+from enclavekit_enclave_init.boot import join
+from enclavekit_enclave_init.boot import plan as bp
 from enclavekit_enclave_init.config import InitConfig
 
 FILE = SplitFile(

@@ -3,8 +3,8 @@ import os
 import platform
 
 import pytest
-from enclavekit_enclave_init import kernel_features
-from enclavekit_enclave_init.kernel_features import FEATURES, Feature, describe_missing
+from enclavekit_enclave_init.boot import kernel_features
+from enclavekit_enclave_init.boot.kernel_features import FEATURES, Feature, describe_missing
 
 
 def test_what_is_missing_is_named_with_its_cost():

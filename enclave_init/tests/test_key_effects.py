@@ -5,7 +5,8 @@ import ast
 from pathlib import Path
 
 import pytest
-from enclavekit_enclave_init.unit_keys import KEYS, LIMITS
+from enclavekit_enclave_init.units.keys import KEYS
+from enclavekit_enclave_init.units.place_keys import LIMITS
 
 HERE = Path(__file__).parent
 EFFECTS_FILE, CONDUCT, PID1, LIMITS_FILE = (

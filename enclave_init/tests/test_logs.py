@@ -4,8 +4,8 @@ import os
 
 import pytest
 from enclavekit_core.errors import ConfigError
-from enclavekit_enclave_init.console import Console
 from enclavekit_enclave_init.logs.config import LogConfig, parse_log_config
+from enclavekit_enclave_init.logs.console import Console
 from enclavekit_enclave_init.logs.hub import MAX_READERS, LogHub, Reader
 from enclavekit_enclave_init.logs.kernel_log import parse_kernel_record
 from enclavekit_enclave_init.logs.kernel_reader import KernelReader
@@ -13,7 +13,7 @@ from enclavekit_enclave_init.logs.line_queue import LineQueue
 from enclavekit_enclave_init.logs.records import Batch, format_json, format_text
 from enclavekit_enclave_init.logs.redaction import compile_patterns, redact
 from enclavekit_enclave_init.logs.ring import BATCH_BYTES, LogRing
-from enclavekit_enclave_init.reactor import Reactor
+from enclavekit_enclave_init.runtime.reactor import Reactor
 from hypothesis import given
 from hypothesis import strategies as st
 

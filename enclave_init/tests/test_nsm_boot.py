@@ -11,8 +11,8 @@ import time
 import cbor2
 import pytest
 from enclavekit_core.errors import DeviceError, EnclavekitError, RemoteProtocolError
-from enclavekit_enclave_init import nsm_answers, nsm_boot
-from enclavekit_enclave_init.clock_policy import Correction, decide_correction
+from enclavekit_enclave_init.boot import nsm_answers, nsm_boot
+from enclavekit_enclave_init.boot.clock_policy import Correction, decide_correction
 from enclavekit_nsm import messages
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 from enclavekit_core.errors import ConfigError, InputError
-from enclavekit_enclave_init import events as ev
-from enclavekit_enclave_init.operations import Operations, UnitChanges
-from enclavekit_enclave_init.ordering import plan_start
-from enclavekit_enclave_init.supervisor import Supervisor
-from enclavekit_enclave_init.unit_state import ACTIVE, State
-from enclavekit_enclave_init.unit_values import Command
-from enclavekit_enclave_init.units import Unit
+from enclavekit_enclave_init.supervision import events as ev
+from enclavekit_enclave_init.supervision.operations import Operations, UnitChanges
+from enclavekit_enclave_init.supervision.state import ACTIVE, State
+from enclavekit_enclave_init.supervision.supervisor import Supervisor
+from enclavekit_enclave_init.units.commands import Command
+from enclavekit_enclave_init.units.ordering import plan_start
+from enclavekit_enclave_init.units.unit import Unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -3,8 +3,8 @@ import itertools
 
 import pytest
 from enclavekit_core.errors import ConfigError
-from enclavekit_enclave_init.ordering import plan_start
-from enclavekit_enclave_init.units import Unit
+from enclavekit_enclave_init.units.ordering import plan_start
+from enclavekit_enclave_init.units.unit import Unit
 from hypothesis import given
 from hypothesis import strategies as st
 

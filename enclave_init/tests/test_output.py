@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from enclavekit_enclave_init.console import MAX_BACKLOG_BYTES, Console
+from enclavekit_enclave_init.logs.console import MAX_BACKLOG_BYTES, Console
+from enclavekit_enclave_init.logs.output import MAX_LINE_BYTES, LineSplitter, LogFile
 from enclavekit_enclave_init.logs.records import Batch
-from enclavekit_enclave_init.output import MAX_LINE_BYTES, LineSplitter, LogFile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,7 +84,7 @@ def test_log_file_tells_what_a_full_disk_cost_it(tmp_path):
     path = tmp_path / "a.log"
     script = (
         "import resource, signal, sys\n"
-        "from enclavekit_enclave_init.output import LogFile\n"
+        "from enclavekit_enclave_init.logs.output import LogFile\n"
         "from enclavekit_enclave_init.logs.records import Batch\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "log = LogFile(sys.argv[1], 100000, 1)\n"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
-from enclavekit_enclave_init.cgroups import Hierarchy, parse_hierarchies
-from enclavekit_enclave_init.notifications import MAX_DATAGRAM_BYTES, parse_notification
-from enclavekit_enclave_init.protections import ASKED, Abilities, settle_protections
-from enclavekit_enclave_init.unit_keys import PROTECTIONS
-from enclavekit_enclave_init.units import parse_unit
+from enclavekit_enclave_init.runtime.cgroups import Hierarchy, parse_hierarchies
+from enclavekit_enclave_init.runtime.notifications import MAX_DATAGRAM_BYTES, parse_notification
+from enclavekit_enclave_init.units.place_keys import PROTECTIONS
+from enclavekit_enclave_init.units.protections import ASKED, Abilities, settle_protections
+from enclavekit_enclave_init.units.unit import parse_unit
 from hypothesis import given
 from hypothesis import strategies as st
 

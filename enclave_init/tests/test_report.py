@@ -3,11 +3,11 @@ import os
 
 import pytest
 from enclavekit_core.exit_report import encode_exit_report, parse_exit_report
-from enclavekit_enclave_init.console import Console
-from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.logs.config import LogConfig
+from enclavekit_enclave_init.logs.console import Console
 from enclavekit_enclave_init.logs.hub import LogHub
 from enclavekit_enclave_init.report import BOOT, BUG, lines_for_parent, make_report
+from enclavekit_enclave_init.supervision.events import Outcome
 
 
 @pytest.mark.parametrize(

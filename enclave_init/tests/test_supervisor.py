@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 from enclavekit_core.errors import LocalProtocolError
-from enclavekit_enclave_init.events import (
+from enclavekit_enclave_init.supervision.ending import KILL_GRACE_S
+from enclavekit_enclave_init.supervision.events import (
     CancelTimer,
     Changed,
     Ending,
@@ -16,10 +17,10 @@ from enclavekit_enclave_init.events import (
     Started,
     TimerFired,
 )
-from enclavekit_enclave_init.ordering import plan_start
-from enclavekit_enclave_init.supervisor import KILL_GRACE_S, Supervisor
-from enclavekit_enclave_init.unit_state import ACTIVE, State
-from enclavekit_enclave_init.units import Unit
+from enclavekit_enclave_init.supervision.state import ACTIVE, State
+from enclavekit_enclave_init.supervision.supervisor import Supervisor
+from enclavekit_enclave_init.units.ordering import plan_start
+from enclavekit_enclave_init.units.unit import Unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

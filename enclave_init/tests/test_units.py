@@ -5,17 +5,11 @@ from pathlib import Path
 
 import pytest
 from enclavekit_core.errors import ConfigError
-from enclavekit_enclave_init.unit_keys import KEYS, LIMITS, format_reference
-from enclavekit_enclave_init.unit_values import (
-    BindPath,
-    Command,
-    EnvironmentFile,
-    normalize_name,
-    parse_environment_lines,
-    parse_signal,
-    split_command,
-)
-from enclavekit_enclave_init.units import Unit, enable_text, find_key_line, parse_unit
+from enclavekit_enclave_init.units.commands import Command, EnvironmentFile, parse_environment_lines, split_command
+from enclavekit_enclave_init.units.keys import KEYS, format_reference
+from enclavekit_enclave_init.units.place_keys import LIMITS
+from enclavekit_enclave_init.units.unit import Unit, enable_text, find_key_line, parse_unit
+from enclavekit_enclave_init.units.values import BindPath, normalize_name, parse_signal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -283,7 +277,7 @@ def test_enable_text_turns_the_one_line():
 
 
 def test_reference_page_is_what_the_table_says():
-    # python -c 'from enclavekit_enclave_init.unit_keys import format_reference as f; print(f(), end="")'
+    # python -c 'from enclavekit_enclave_init.units.keys import format_reference as f; print(f(), end="")'
     page = REFERENCE.read_text()
     head, _, rest = page.partition("<!-- keys -->\n")
     table, _, _ = rest.partition("<!-- /keys -->")

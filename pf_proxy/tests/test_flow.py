@@ -139,27 +139,6 @@ def test_a_lost_sink_is_told_and_then_bytes_are_dropped(lines):
     assert line.flow.total == 4 * COPY_BYTES
 
 
-def test_what_has_to_be_looked_at_is_never_spliced(lines):
-    line, seen = lines[0], []
-    line.flow.check = lambda data: seen.append(data) is None
-    data = bulk(line) + bulk(line, 7)
-    assert line.drain() == data  # full reads are followed by others
-    assert not line.flow.is_bulk
-    assert b"".join(seen) == data
-
-
-def test_what_may_not_go_on_is_not_sent(lines):
-    line = lines[0]
-    line.flow.check = lambda data: data == b"fine"
-    line.sender.send(b"fine")
-    assert line.move() is False
-    line.sender.send(b"not")
-    with pytest.raises(NotAllowed):
-        line.move()
-    assert line.receiver.recv(100) == b"fine"
-    assert not line.has_bytes()
-
-
 def test_what_the_sink_does_not_take_is_bounded(lines):
     line = lines[0]
     sent = bulk(line)
@@ -168,3 +147,21 @@ def test_what_the_sink_does_not_take_is_bounded(lines):
     in_sockets = sum(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for sock in (line.sender, line.flow.sink))
     assert len(sent) < LARGE_PIPE_BYTES + COPY_BYTES + in_sockets + 2 * SLACK  # the last buffer may go over
     assert line.drain() == sent
+
+
+def test_what_has_to_be_seen_is_never_spliced(lines):
+    line, seen = lines[0], []
+    line.flow.check = lambda data: seen.append(data) is None
+    data = bulk(line) + bulk(line)
+    assert line.drain() == data == b"".join(seen)
+    assert not line.flow.is_bulk
+
+
+@pytest.mark.parametrize("count", [1, 2 * COPY_BYTES])
+def test_what_is_not_allowed_does_not_leave(lines, count):
+    line = lines[0]
+    line.flow.check = lambda data: False
+    bulk(line, count)
+    with pytest.raises(NotAllowed):
+        line.move()
+    assert not line.has_bytes()

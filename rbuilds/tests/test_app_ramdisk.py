@@ -122,7 +122,7 @@ def test_files_above_the_limit_are_split_and_listed(split_app: Path, pack, tmp_p
 
 def test_a_split_image_is_what_pid1_joins(split_app: Path, pack, tmp_path: Path) -> None:
     """Both ends at once: unpack the archive, join, compare with the directory."""
-    join = pytest.importorskip("enclavekit_enclave_init.join", reason="enclave_init is not installed")
+    join = pytest.importorskip("enclavekit_enclave_init.boot.join", reason="enclave_init is not installed")
     from enclavekit_eif.cpio import extract_cpio
 
     raw = pack(read_directory(str(split_app)), max_part_bytes=SMALL, compression="zstd")

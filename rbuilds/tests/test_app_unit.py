@@ -34,7 +34,7 @@ def test_unit_holds_what_the_image_says(tree: AppTree) -> None:
 
 
 def test_the_init_accepts_the_unit(tree: AppTree) -> None:
-    units = pytest.importorskip("enclavekit_enclave_init.units", reason="enclave_init is not installed")
+    units = pytest.importorskip("enclavekit_enclave_init.units.unit", reason="enclave_init is not installed")
     config = ImageConfig(("serve",))
     prepare_tree(tree, config, ROOT)
     parsed = units.parse_unit("app", make_unit(tree, config, ROOT), "app.service")

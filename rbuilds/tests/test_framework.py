@@ -35,7 +35,7 @@ MAX_UNPACKED_BYTES = 120 * 1000 * 1000  # kernel and ramdisks of a small app: wh
 
 
 def test_units_are_what_the_init_accepts() -> None:
-    module = pytest.importorskip("enclavekit_enclave_init.units", reason="enclave_init is not installed")
+    module = pytest.importorskip("enclavekit_enclave_init.units.unit", reason="enclave_init is not installed")
     names = set()
     for name, text in units().items():
         unit = module.parse_unit(name.removesuffix(".service"), text, name)
@@ -209,7 +209,7 @@ RUN_BY = {  # modules that a service's program imports only once it runs
     "pipeline": ["enclavekit_pipeline.enclave.serve_exec", "enclavekit_pipeline.enclave.serve_copy"],
     "network": ["enclavekit_pf_proxy.cli"],
     "egress": ["enclavekit_pf_proxy.policy.gate", "enclavekit_pf_proxy.resolver.service", "dns.rdtypes.IN.AAAA"],
-    "none": ["enclavekit_enclave_init.execute"],
+    "none": ["enclavekit_enclave_init.boot.execute"],
 }
 
 

@@ -157,8 +157,8 @@ def test_the_policy_file_is_what_the_proxy_reads_and_says_what_the_manifest_says
 def test_units_and_files_are_what_their_programs_accept(made, tmp_path) -> None:
     cli = pytest.importorskip("enclavekit_pf_proxy.cli", reason="pf_proxy is not installed")
     config = pytest.importorskip("enclavekit_pf_proxy.config", reason="pf_proxy is not installed")
-    units = pytest.importorskip("enclavekit_enclave_init.units", reason="enclave_init is not installed")
-    ordering = pytest.importorskip("enclavekit_enclave_init.ordering", reason="enclave_init is not installed")
+    units = pytest.importorskip("enclavekit_enclave_init.units.unit", reason="enclave_init is not installed")
+    ordering = pytest.importorskip("enclavekit_enclave_init.units.ordering", reason="enclave_init is not installed")
     parsed = [units.parse_unit(name.removesuffix(".service"), text, name) for name, text in made.units.items()]
     started = ordering.plan_start([*parsed, units.Unit("app", ("/bin/app",))])
     assert started.notes == () and started.order[-1] == "app"

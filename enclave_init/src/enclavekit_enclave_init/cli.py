@@ -62,8 +62,8 @@ def _refuse() -> int:
 
 
 def _check_units(directory: str) -> int:
-    from enclavekit_enclave_init.ordering import plan_start
-    from enclavekit_enclave_init.unit_files import read_units
+    from enclavekit_enclave_init.units.files import read_units
+    from enclavekit_enclave_init.units.ordering import plan_start
 
     units = read_units(directory)
     plan = plan_start(units)

@@ -12,14 +12,14 @@ from types import TracebackType
 from enclavekit_core.errors import EnclavekitError, describe_cause
 
 from enclavekit_enclave_init.config import InitConfig
-from enclavekit_enclave_init.control import Control
-from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.initctl.boot_times import BootTimes
 from enclavekit_enclave_init.initctl.server import ControlServer
 from enclavekit_enclave_init.initctl.service import ControlService
-from enclavekit_enclave_init.journal import Journal
+from enclavekit_enclave_init.logs.journal import Journal
 from enclavekit_enclave_init.logs.kernel_reader import KernelReader
 from enclavekit_enclave_init.logs.parent_streams import ParentStreams
+from enclavekit_enclave_init.runtime.control import Control
+from enclavekit_enclave_init.runtime.event_loop import EventLoop
 
 
 class Interfaces:

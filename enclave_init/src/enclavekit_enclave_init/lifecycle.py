@@ -16,28 +16,31 @@ from typing import NoReturn
 
 from enclavekit_core.errors import EnclavekitError
 
-from enclavekit_enclave_init import boot_plan, syscalls
-from enclavekit_enclave_init.cgroups import Cgroups
+from enclavekit_enclave_init.boot import plan as boot_plan
+from enclavekit_enclave_init.boot.execute import run_operations
+from enclavekit_enclave_init.boot.heartbeat import send_heartbeat
+from enclavekit_enclave_init.boot.join import read_file_list
+from enclavekit_enclave_init.boot.kernel_features import describe_missing, find_abilities
+from enclavekit_enclave_init.boot.nsm_relay import read_nsm_port
+from enclavekit_enclave_init.boot.ready import ReadyHeartbeat
+from enclavekit_enclave_init.boot.steps import MakeDirectory
 from enclavekit_enclave_init.config import APP_CONFIG_PATH, CONFIG_PATH, InitConfig
-from enclavekit_enclave_init.console import Console
-from enclavekit_enclave_init.control import Control
-from enclavekit_enclave_init.event_loop import EventLoop
-from enclavekit_enclave_init.events import Outcome
-from enclavekit_enclave_init.execute import read_mounted, run_operations
-from enclavekit_enclave_init.heartbeat import send_heartbeat
 from enclavekit_enclave_init.initctl.boot_times import BootTimes
 from enclavekit_enclave_init.interfaces import Interfaces
-from enclavekit_enclave_init.join import read_file_list
-from enclavekit_enclave_init.journal import Journal
-from enclavekit_enclave_init.kernel_features import describe_missing, find_abilities
+from enclavekit_enclave_init.logs.console import Console
 from enclavekit_enclave_init.logs.hub import LogHub
-from enclavekit_enclave_init.nsm_relay import read_nsm_port
-from enclavekit_enclave_init.ordering import plan_start
-from enclavekit_enclave_init.ready import ReadyHeartbeat
+from enclavekit_enclave_init.logs.journal import Journal
 from enclavekit_enclave_init.report import BOOT, BUG, lines_for_parent, make_report, send_report
-from enclavekit_enclave_init.supervisor import Supervisor
-from enclavekit_enclave_init.unit_files import read_app_config, read_config, read_units
-from enclavekit_enclave_init.units import Unit
+from enclavekit_enclave_init.runtime import syscalls
+from enclavekit_enclave_init.runtime.cgroups import Cgroups
+from enclavekit_enclave_init.runtime.control import Control
+from enclavekit_enclave_init.runtime.event_loop import EventLoop
+from enclavekit_enclave_init.runtime.mount_table import read_mounted
+from enclavekit_enclave_init.supervision.events import Outcome
+from enclavekit_enclave_init.supervision.supervisor import Supervisor
+from enclavekit_enclave_init.units.files import read_app_config, read_config, read_units
+from enclavekit_enclave_init.units.ordering import plan_start
+from enclavekit_enclave_init.units.unit import Unit
 
 LAST_WORDS_S = 2.0  # how long the end waits for a slow console and for the parent to take the report
 CONSOLE_FD = 2
@@ -224,7 +227,7 @@ def run_insecure_not_pid1(
         # the default is PID 1's, which may be somebody else's here
         control=replace(config.control, socket=os.path.abspath(control_socket) if control_socket else ""),
     )
-    run_operations([boot_plan.MakeDirectory(config.log_dir, 0o755)], journal, lambda: None)
+    run_operations([MakeDirectory(config.log_dir, 0o755)], journal, lambda: None)
     syscalls.become_subreaper()
     outcome = supervise(
         supervisor, config, console, journal, times, cgroups=Cgroups({}), as_pid1=False, own_kernel=False

@@ -25,10 +25,10 @@ from enclavekit_core.exit_report import (
 )
 from enclavekit_core.streams import connect
 
-from enclavekit_enclave_init.events import Outcome
 from enclavekit_enclave_init.logs.config import ALL_LINES, INIT_LINES, LogConfig
 from enclavekit_enclave_init.logs.hub import LogHub
 from enclavekit_enclave_init.logs.records import INIT_NAME, KERNEL_NAME, Line
+from enclavekit_enclave_init.supervision.events import Outcome
 
 SIGKILL = 9
 BOOT, BUG = BOOT_FAILED, INIT_FAILED

@@ -69,8 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--print-address", action="store_true", help="print the addresses that are listened on, once they are"
     )
     run.set_defaults(command=run_config)
-    add_rules_parser(commands)
     add_learn_command(commands)
+    add_rules_parser(commands)
     _add_status(commands)
     return parser
 

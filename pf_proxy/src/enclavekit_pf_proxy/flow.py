@@ -130,9 +130,8 @@ class Flow:
             return Event.EMPTIED
         if state is State.ENDED:
             return False
-        buffer = self._shared.buffer
         try:
-            count = self.source.recv_into(buffer)
+            count = self.source.recv_into(self._shared.buffer)
         except BlockingIOError:
             return False
         except OSError:
@@ -141,9 +140,7 @@ class Flow:
             return Event.SOURCE_ENDED
         self.total += count
         self.moved = True
-        if self.check is not None and not self.check(bytes(buffer[:count])):
-            raise NotAllowed
-        self._spliced = count == COPY_BYTES and not self._urgent and self.check is None
+        self._spliced = count == COPY_BYTES and not self._urgent
         return True
 
     def _send_held(self, state: State) -> Event | bool:

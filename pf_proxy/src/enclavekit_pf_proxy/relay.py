@@ -143,7 +143,10 @@ class Relay:
     # flows
 
     def _let_move(self, number: int, flow: Flow) -> bool:
-        """Let one flow move for as long as it can, or its share lasts; return whether it could go on."""
+        """Let one flow move for as long as it can, or its share lasts; return whether it could go on.
+
+        Raises: NotAllowed.
+        """
         states = self._rules.states
         outcome = flow.move(states[number])
         if outcome is False and not flow.sink_full:

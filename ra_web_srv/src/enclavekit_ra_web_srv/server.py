@@ -167,6 +167,7 @@ async def serve(config: Config, *, print_address: bool = False) -> None:
     _raise_file_limit()
     async with contextlib.AsyncExitStack() as stack:
         service = Service(config, stack)
+        await service.certificate.begin()
         listener, runner = await _serve_on(stack, service.application, address, service.tls)
         proxied = _listen_for_proxies(stack, service, runner, config)
         if config.http_listen is not None:

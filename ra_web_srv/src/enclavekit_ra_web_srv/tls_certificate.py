@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import ssl
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from enclavekit_core.tls import server_context
 from enclavekit_ra_web_srv.evidence import Evidence
 
 RENEW_EVERY_S = 120.0  # a live check takes documents of up to 300 s
+FIRST_S = 1.0  # an NSM takes milliseconds
 RETRY_S = 5.0  # while the NSM does not answer, or the first manifest is being made
 
 log = get_logger("ra-web-srv")
@@ -46,18 +48,28 @@ class CertificateRenewal:
     ) -> None:
         self._identity, self._context, self._evidence, self._root = identity, context, evidence, manifest_root
 
+    async def begin(self) -> None:
+        """Put evidence into the certificate before the first client sees it; an NSM that takes longer is not waited
+        for, since there is much to serve without it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._renew(), FIRST_S)
+
     async def run(self) -> None:
         """Put fresh evidence into the certificate, until cancelled; connections that there are keep theirs."""
         while True:
-            root = self._root()
-            try:
-                document = await self._evidence.of_tls_key(None, root=root)
-            except EnclavekitError as exc:
-                log.warning("cannot renew the evidence in the certificate, trying again", cause=str(exc))
-                await asyncio.sleep(RETRY_S)
-                continue
-            _load(self._context, make_certificate(self._identity, SERVICE_RA, document), self._identity.key_pem)
-            await asyncio.sleep(RENEW_EVERY_S if root is not None else RETRY_S)
+            is_complete = await self._renew()
+            await asyncio.sleep(RENEW_EVERY_S if is_complete else RETRY_S)
+
+    async def _renew(self) -> bool:
+        """Renew it; return whether it says all that there is to say."""
+        root = self._root()
+        try:
+            document = await self._evidence.of_tls_key(None, root=root)
+        except EnclavekitError as exc:
+            log.warning("cannot renew the evidence in the certificate, trying again", cause=str(exc))
+            return False
+        _load(self._context, make_certificate(self._identity, SERVICE_RA, document), self._identity.key_pem)
+        return root is not None
 
 
 def _load(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -> None:

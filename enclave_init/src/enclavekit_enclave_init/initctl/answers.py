@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from enclavekit_enclave_init.initctl.metrics import is_live, is_ready, last_status
 from enclavekit_enclave_init.logs.records import Line, format_time
-from enclavekit_enclave_init.unit_state import UnitStatus
+from enclavekit_enclave_init.supervision.state import UnitStatus
 
 UPSTREAM_DEPENDENCIES = ("before", "after", "requires", "required_by")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from enclavekit_enclave_init.unit_state import STARTUP, State
+from enclavekit_enclave_init.supervision.state import STARTUP, State
 
 _STARTS = {state.value for state in STARTUP}
 _UP = {State.RUNNING.value, State.DONE.value}

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from enclavekit_core.address import CID_ANY, CID_PARENT, VsockAddress
-from enclavekit_core.errors import InputError
+from enclavekit_core.errors import InputError, TransportError
 from enclavekit_core.exit_report import printable
 from enclavekit_core.streams import Listener
 
@@ -24,6 +24,7 @@ from enclavekit_enclave_init.initctl.client import Client
 
 Show = Callable[[Mapping[str, Any]], list[str]]
 DEFAULT_STREAM_PORT = 9100
+STREAM_CONNECT_S = 10.0  # PID 1 connects before it answers, or at once after
 STREAM_WAIT_S = 2.0  # of logs-stream without --follow, as the Rust initctl has it
 AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -122,7 +123,11 @@ def run_logs_stream(client: Client, args: argparse.Namespace) -> int:
     try:
         with Listener(address, backlog=1) as listener:
             client.request("ServiceLogsStream", name=args.name, vsock_cid=CID_PARENT, vsock_port=args.listen_port)
-            sock, _ = listener.accept()
+            listener.socket.settimeout(STREAM_CONNECT_S)
+            try:
+                sock, _ = listener.accept()
+            except TimeoutError as exc:
+                raise TransportError("accept on", str(address), "PID 1 has not connected") from exc
         with sock:
             deadline = None if args.follow else time.monotonic() + STREAM_WAIT_S
             while deadline is None or (left := deadline - time.monotonic()) > 0:

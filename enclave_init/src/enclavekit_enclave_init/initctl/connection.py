@@ -16,7 +16,7 @@ from enclavekit_enclave_init.initctl.access import Caller
 from enclavekit_enclave_init.initctl.framing import Framing, RequestDecoder, encode_frame
 from enclavekit_enclave_init.initctl.requests import encode_answer
 from enclavekit_enclave_init.logs.line_queue import LineQueue
-from enclavekit_enclave_init.reactor import READ, WRITE, Reactor, TimerHandle
+from enclavekit_enclave_init.runtime.reactor import READ, WRITE, Reactor, TimerHandle
 
 REQUEST_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0  # without a byte taken

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from enclavekit_enclave_init.unit_state import State, UnitStatus
+from enclavekit_enclave_init.supervision.state import State, UnitStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 UP = (State.RUNNING.value, State.DONE.value)

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 
 from enclavekit_core.errors import EnclavekitError, InputError, describe_cause
 
-from enclavekit_enclave_init.event_loop import EventLoop
-from enclavekit_enclave_init.events import Ending
 from enclavekit_enclave_init.initctl import proc_table
 from enclavekit_enclave_init.logs.hub import LogHub
-from enclavekit_enclave_init.units import Unit
+from enclavekit_enclave_init.runtime.event_loop import EventLoop
+from enclavekit_enclave_init.supervision.events import Ending
+from enclavekit_enclave_init.units.unit import Unit
 
 MAX_STARTED = 64  # at once
 

@@ -17,7 +17,7 @@ from enclavekit_core.address import MAX_U32
 from enclavekit_core.errors import InputError
 
 from enclavekit_enclave_init.logs.records import INIT_NAME, KERNEL_NAME
-from enclavekit_enclave_init.unit_values import normalize_name
+from enclavekit_enclave_init.units.values import normalize_name
 
 MAX_LINES = 100_000
 MAX_SIGNAL = 64

@@ -18,8 +18,8 @@ from enclavekit_enclave_init.initctl.framing import Framing
 from enclavekit_enclave_init.initctl.http import encode_response, parse_request_line
 from enclavekit_enclave_init.initctl.requests import STATUS, decode_request
 from enclavekit_enclave_init.initctl.service import ControlService
-from enclavekit_enclave_init.journal import Journal
-from enclavekit_enclave_init.reactor import READ, Reactor
+from enclavekit_enclave_init.logs.journal import Journal
+from enclavekit_enclave_init.runtime.reactor import READ, Reactor
 
 MAX_CONNECTIONS = 64  # half of them may follow logs; each costs PID 1 up to half a MiB
 BACKLOG = 16

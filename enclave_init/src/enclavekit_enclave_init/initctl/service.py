@@ -15,8 +15,6 @@ from typing import Any
 from enclavekit_core.address import VsockAddress
 from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_enclave_init.control import Control
-from enclavekit_enclave_init.event_loop import EventLoop
 from enclavekit_enclave_init.initctl import answers, proc_table
 from enclavekit_enclave_init.initctl.boot_times import BootTimes
 from enclavekit_enclave_init.initctl.connection import Connection
@@ -30,7 +28,9 @@ from enclavekit_enclave_init.logs.hub import LogHub, Reader
 from enclavekit_enclave_init.logs.line_queue import LineQueue
 from enclavekit_enclave_init.logs.parent_streams import ParentStreams
 from enclavekit_enclave_init.logs.records import INIT_NAME, KERNEL_NAME, Batch, lines_of
-from enclavekit_enclave_init.unit_state import UnitStatus
+from enclavekit_enclave_init.runtime.control import Control
+from enclavekit_enclave_init.runtime.event_loop import EventLoop
+from enclavekit_enclave_init.supervision.state import UnitStatus
 
 LINES_PER_ANSWER = 1000  # so that an answer of many lines is many answers, and none is large
 

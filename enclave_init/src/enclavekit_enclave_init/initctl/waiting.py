@@ -6,8 +6,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 
-from enclavekit_enclave_init.control import Control
-from enclavekit_enclave_init.unit_state import State, UnitStatus
+from enclavekit_enclave_init.runtime.control import Control
+from enclavekit_enclave_init.supervision.state import State, UnitStatus
 
 
 class Goal(enum.Enum):

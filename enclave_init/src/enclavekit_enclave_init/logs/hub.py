@@ -11,13 +11,13 @@ import re
 import time
 from collections.abc import Collection
 
-from enclavekit_enclave_init.console import Console
 from enclavekit_enclave_init.logs.config import LogConfig
+from enclavekit_enclave_init.logs.console import Console
 from enclavekit_enclave_init.logs.line_queue import LineQueue
+from enclavekit_enclave_init.logs.output import LogFile
 from enclavekit_enclave_init.logs.records import FORMATS, INIT, INIT_NAME, Batch, Line
 from enclavekit_enclave_init.logs.redaction import compile_patterns, redact
 from enclavekit_enclave_init.logs.ring import LogRing
-from enclavekit_enclave_init.output import LogFile
 
 MAX_READERS = 32  # each may hold line_queue.MAX_QUEUE_BYTES
 

@@ -9,7 +9,7 @@ import os
 from enclavekit_enclave_init.logs.hub import LogHub
 from enclavekit_enclave_init.logs.kernel_log import DEVICE, MAX_RECORD_BYTES, parse_kernel_record
 from enclavekit_enclave_init.logs.records import KERNEL, KERNEL_NAME
-from enclavekit_enclave_init.reactor import READ, Reactor
+from enclavekit_enclave_init.runtime.reactor import READ, Reactor
 
 MAX_RECORDS_PER_TURN = 256  # then others get their turn
 

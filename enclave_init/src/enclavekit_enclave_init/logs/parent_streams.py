@@ -23,7 +23,7 @@ from enclavekit_enclave_init.logs.config import ALL_LINES, INIT_LINES, NOTHING, 
 from enclavekit_enclave_init.logs.hub import LogHub, Reader
 from enclavekit_enclave_init.logs.line_queue import LineQueue
 from enclavekit_enclave_init.logs.records import INIT_NAME, KERNEL_NAME, format_json, format_text
-from enclavekit_enclave_init.reactor import READ, WRITE, Reactor
+from enclavekit_enclave_init.runtime.reactor import READ, WRITE, Reactor
 
 MAX_STREAMS = 16
 CONNECT_TIMEOUT_S = 0.2  # of the fabric, which is local; on a kernel of its own connecting does not block

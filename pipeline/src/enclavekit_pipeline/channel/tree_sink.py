@@ -6,21 +6,17 @@ thread, never two calls at once.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-from enclavekit_core.errors import InputError, RemoteProtocolError
-
-from enclavekit_pipeline.channel.partial_file import PartialFile, look_at_target, set_metadata, temporary_name
-from enclavekit_pipeline.channel.tree_directories import OPEN_DIRECTORY, Directories, copy_error
+from enclavekit_pipeline.channel.partial_file import PartialFile, look_at_target, set_metadata
+from enclavekit_pipeline.channel.target_tree import TargetTree, WriteOptions
+from enclavekit_pipeline.channel.tree_directories import copy_error
 from enclavekit_pipeline.wire.tree_content import MIN_CHUNK_BYTES, chunk_bytes
-from enclavekit_pipeline.wire.tree_order import shown
 from enclavekit_pipeline.wire.tree_receiver import (
     Action,
     Announced,
@@ -33,23 +29,13 @@ from enclavekit_pipeline.wire.tree_receiver import (
     Made,
     TreeReceiver,
 )
-from enclavekit_pipeline.wire.tree_records import NO_ID, Data, Entry, EntryType, LeftOut
+from enclavekit_pipeline.wire.tree_records import Data, Entry, EntryType, LeftOut
 from enclavekit_pipeline.wire.tree_sender import is_large
 
 READ_BYTES = 256 * 1024
 READ_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(frozen=True)
-class WriteOptions:
-    kept_mode: int
-    """Bits of modes that are kept."""
-    archive: bool = False
-    delta: bool = False
-    resume: bool = False
-    unsafe_links: bool = False
+__all__ = ["TreeSink", "WriteOptions"]
 
 
 class TreeSink:
@@ -58,18 +44,17 @@ class TreeSink:
     """
 
     def __init__(self, directory: int, name: bytes, label: str, options: WriteOptions) -> None:
-        self._directory, self._name, self._label, self._options = directory, name, label, options
+        self._label, self._options = label, options
+        self._target = TargetTree(directory, name, options)
         may_ask = options.delta or options.resume
         self.receiver = TreeReceiver(unsafe_links=options.unsafe_links, may_ask=may_ask)
         self.left_out: list[LeftOut] = []
-        self._tree: Directories | None = None
         self._entry = Entry(EntryType.FILE, b"")  # whose content comes
         self._file: PartialFile | None = None  # that is being made of it
         self._large: PartialFile | None = None  # the same, for a large file that has been announced
         self._resumes = False  # whether that has something in it to go on from
         self._base = -1  # the file that is there, which the one that comes is compared with
         self._kept: list[Kept] = []  # of that, while nothing has had to change
-        self._made: set[bytes] = set()  # open directories that were not there before
         self._failed = False
 
     @property
@@ -85,10 +70,10 @@ class TreeSink:
         """Do what is left when all has come, and have it on disk. Raises InputError, RemoteProtocolError."""
         with self._trying():
             self._do_all(self.receiver.finish())
-            # one for all files of a tree; a file alone has been synced
-            if self._tree is not None and _libc.syncfs(self._tree.get(b"")):
-                number = ctypes.get_errno()
-                raise copy_error(self._label, b"", OSError(number, os.strerror(number)))
+            try:
+                self._target.sync()  # the files of a tree; a file alone has been synced
+            except OSError as exc:
+                raise copy_error(self._label, b"", exc) from exc
 
     def close(self) -> None:
         """Remove what was not finished; only what a cut copy leaves for its resumption stays. Idempotent."""
@@ -98,11 +83,7 @@ class TreeSink:
         if self._base >= 0:
             os.close(self._base)
             self._base = -1
-        if self._tree is not None:
-            self._tree.close()
-        if self._directory >= 0:
-            os.close(self._directory)
-            self._directory = -1
+        self._target.close()
 
     @contextlib.contextmanager
     def _trying(self) -> Iterator[None]:
@@ -131,9 +112,9 @@ class TreeSink:
             case Announced(entry):
                 return self._answer(entry)
             case Made(entry):
-                self._make(entry)
+                self._target.make(entry)
             case Left(entry):
-                self._leave(entry)
+                self._target.leave(entry)
             case Hole(count):
                 self._writing().skip(count)
             case Kept():
@@ -144,29 +125,11 @@ class TreeSink:
                 self.left_out.append(action)
         return b""
 
-    def _locate(self, path: bytes) -> tuple[int, bytes]:
-        """Return (directory, name) of an entry."""
-        if not path:
-            if not self._name:
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            return self._directory, self._name
-        if self._tree is None:
-            raise RemoteProtocolError("cannot copy: what is in a tree came before it")
-        return self._tree.locate(path)
-
-    def _owner(self, entry: Entry, found: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Return who shall own it: its owner there with archive, else that of the file that it replaces."""
-        if self._options.archive and NO_ID not in (entry.uid, entry.gid):
-            return entry.uid, entry.gid
-        return found
-
-    # files
-
     def _answer(self, entry: Entry) -> bytes:
         """Say what there is: of an earlier copy that was cut, or else of the file itself."""
         digests: list[bytes] = []
         size, chunk = 0, chunk_bytes(entry.size)
-        directory, name = self._locate(entry.path)
+        directory, name = self._target.locate(entry.path)
         if is_large(entry) and self._options.resume:
             self._large = PartialFile(directory, name, resumable=True)
             size = _comparable(self._large.found_bytes, entry.size, chunk)
@@ -198,7 +161,7 @@ class TreeSink:
         if self._large is not None and is_large(entry) and self._resumes:
             self._writing()
         elif entry.ask and self._options.delta:
-            directory, name = self._locate(entry.path)
+            directory, name = self._target.locate(entry.path)
             look_at_target(directory, name)
             self._base = self._open_base(directory, name)
         if self._base < 0:
@@ -210,7 +173,7 @@ class TreeSink:
             if self._large is not None and is_large(self._entry):
                 self._file, self._large = self._large, None
             else:
-                self._file = PartialFile(*self._locate(self._entry.path))
+                self._file = PartialFile(*self._target.locate(self._entry.path))
             kept, self._kept = self._kept, []
             for action in kept:
                 self._copy_from_base(self._file, action)
@@ -239,11 +202,11 @@ class TreeSink:
         mode = entry.mode & self._options.kept_mode
         kept = sum(action.count for action in self._kept)
         if self._file is None and kept == size == os.fstat(self._base).st_size:
-            set_metadata(self._base, mode, entry.mtime_ns, self._owner(entry, None))
+            set_metadata(self._base, mode, entry.mtime_ns, self._target.owner(entry, None))
         else:
             file = self._writing()
-            owner = self._owner(entry, file.owner)
-            file.finish(mode=mode, mtime_ns=entry.mtime_ns, owner=owner, sync=self._tree is None)
+            owner = self._target.owner(entry, file.owner)
+            file.finish(mode=mode, mtime_ns=entry.mtime_ns, owner=owner, sync=not self._target.is_directory)
             self._file = None
         self._drop()
 
@@ -258,68 +221,6 @@ class TreeSink:
         if self._base >= 0:
             os.close(self._base)
             self._base = -1
-
-    # all that is no file
-
-    def _make(self, entry: Entry) -> None:
-        if entry.type is EntryType.DIRECTORY:
-            self._make_directory(entry)
-            return
-        directory, name = self._locate(entry.path)
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        temporary = temporary_name(name)
-        if entry.type is EntryType.SYMLINK:
-            os.symlink(entry.target, temporary, dir_fd=directory)
-            owner = self._owner(entry, None)
-            if owner is not None:
-                with contextlib.suppress(PermissionError):
-                    os.chown(temporary, *owner, dir_fd=directory, follow_symlinks=False)
-            os.utime(temporary, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=directory, follow_symlinks=False)
-        else:
-            self._link(entry, directory, temporary)
-        try:
-            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-        finally:
-            # also if it went well: renaming one name of a file to another does nothing, rename(2)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=directory)
-
-    def _link(self, entry: Entry, directory: int, temporary: bytes) -> None:
-        keep = os.dup(directory)  # looking the other one up may close it
-        try:
-            source, name = self._locate(entry.target)
-            if not stat.S_ISREG(os.stat(name, dir_fd=source, follow_symlinks=False).st_mode):
-                raise InputError("copy", shown(entry.path), "what it is a hard link to is no file")
-            os.link(name, temporary, src_dir_fd=source, dst_dir_fd=keep, follow_symlinks=False)
-        finally:
-            os.close(keep)
-
-    def _make_directory(self, entry: Entry) -> None:
-        if not entry.path and not self._name:
-            self._tree = Directories(os.dup(self._directory))
-            return
-        directory, name = self._locate(entry.path)
-        try:
-            os.mkdir(name, 0o700, dir_fd=directory)
-            self._made.add(entry.path)
-        except FileExistsError:
-            if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, "something that is no directory is in the way") from None
-        if not entry.path:
-            self._tree = Directories(os.open(name, OPEN_DIRECTORY, dir_fd=directory))
-
-    def _leave(self, entry: Entry) -> None:
-        """Give a directory its mode and time, the latter after all that was put into it. One that was there before
-        keeps its own unless `archive` says otherwise: /tmp is not to become private because something went there.
-        """
-        if entry.path not in self._made and not self._options.archive:
-            return
-        self._made.discard(entry.path)
-        assert self._tree is not None
-        descriptor = self._tree.get(entry.path)
-        set_metadata(descriptor, entry.mode & self._options.kept_mode, entry.mtime_ns, self._owner(entry, None))
 
 
 def _comparable(size: int, wanted: int, chunk: int) -> int:
