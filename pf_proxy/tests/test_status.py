@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 
 import pytest
@@ -21,7 +23,7 @@ from enclavekit_pf_proxy.status.model import ConnectionStatus, DecisionCount, Li
 from enclavekit_pf_proxy.status.places import find_sockets
 from enclavekit_pf_proxy.status.text import format_bytes, format_seconds, format_status
 
-from .test_run import ONE, exchange, pair, running, workers_of
+from .test_run import ONE, START, exchange, pair, running, workers_of
 
 PATIENCE_S = 20.0
 NAMED = ONE.replace("}", ", name: web}")
@@ -120,6 +122,19 @@ def test_a_single_mode_answers_if_told_to(tmp_path, upstream, capsys):
         assert cli.main(["metrics", "--socket", own]) == 0
         assert "pf_proxy_workers 1" in capsys.readouterr().out
     assert not os.path.exists(own)
+
+
+def test_watching_goes_on_until_interrupted(tmp_path, upstream):
+    own = str(tmp_path / "own.sock")
+    with running("ip-to-vsock", "-i", "127.0.0.1:0", "-v", "parent:7000", "--socket", own) as (process, _):
+        argv = [sys.executable, "-c", START, "status", "--socket", own, "--json", "--watch", "0.01"]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as watcher:
+            seen = [json.loads(watcher.stdout.readline())["proxies"][0] for _ in range(3)]
+            watcher.send_signal(signal.SIGINT)
+            watcher.communicate(timeout=PATIENCE_S)
+        assert watcher.returncode == 128 + signal.SIGINT
+        assert [one["pid"] for one in seen] == [process.pid] * 3
+        assert seen[0]["uptime_s"] < seen[2]["uptime_s"]
 
 
 def test_nobody_there_is_one_line(runtime_dir, capsys):

@@ -59,9 +59,11 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 class HalfClose:
     """The states of both flows of one relay. Flow 0 goes from side 0 to side 1, flow 1 back."""
 
+    __slots__ = ("_announced", "states")
+
     def __init__(self) -> None:
         self.states = [State.OPEN, State.OPEN]
-        self._announced: set[Action] = set()
+        self._announced: tuple[Action, ...] = ()
 
     def receive(self, flow: int, event: Event) -> list[tuple[int, Action]]:
         """Take one event of one flow and return what to do, in order, as (flow, action).
@@ -74,7 +76,7 @@ class HalfClose:
             actions += self._step(1 - flow, Event.SINK_FAILED)
         end = self._end()
         if end is not None and end not in self._announced:
-            self._announced.add(end)
+            self._announced += (end,)
             actions.append((flow, end))
         return actions
 
