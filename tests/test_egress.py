@@ -14,7 +14,7 @@ import pytest
 
 from .app_root import add_program, add_python
 from .conftest import NOTES, ROOT, need
-from .egress_world import INTERNAL, METADATA, OTHER, PUBLIC, make_certificate
+from .egress_world import INTERNAL, METADATA, OTHER, PUBLIC, PUBLIC_6, make_certificate
 
 pytestmark = [pytest.mark.xdist_group("enclave"), pytest.mark.root]
 
@@ -54,6 +54,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         if b"/usr/bin/pf-proxy\\0run" in words.read():
             os.kill(int(pid), signal.SIGKILL)
 """
+WAIT = "python3 -I -m enclavekit_pf_proxy.loopback wait 127.0.0.1:53"
 REACHED = {
     f"{CURL} https://good.test/": f"{PUBLIC} for good.test",
     f"{CURL} http://good.test/ http://good.test/again": f"{PUBLIC} for good.test\n{PUBLIC} for good.test",
@@ -191,7 +192,11 @@ class Running:
 def run(shell, world, image, *words):
     argv = world.here("rbuilds", "run", image, "--backend", "nitro-emu", "--resolver", "127.0.0.1", "--json", *words)
     started = shell.json(*argv)
-    return Running(shell, image, started["cid"], started["network"], shell.output("nitro-emu", "dev-root").strip())
+    root = shell.output("nitro-emu", "dev-root").strip()
+    running = Running(shell, image, started["cid"], started["network"], root)
+    # the app waits for the network, who enters does not
+    running.exec("--system", "--", "sh", "-c", f"until {WAIT}; do :; done")
+    return running
 
 
 @pytest.fixture(scope="module")
@@ -327,10 +332,31 @@ def test_the_same_in_a_virtual_machine_with_its_own_kernel(shell, world, clients
     """About 2 minutes without KVM."""
     need("qemu-system-x86_64")
     image, _ = build(shell, clients, tmp_path)
-    running = run(shell, world, image, "--machine", "qemu")
+    running = run(shell, world, image, "--machine", "qemu", "--bind", "127.0.0.2")
     try:
         found = running.try_all([*REACHED, *REFUSED])
         assert {command: found.pop(command)[1] for command in REACHED} == REACHED
         assert {command: text for command, (status, text) in found.items() if status == 0} == {}
+    finally:
+        shell.run("rbuilds", "drop", str(running.cid))
+
+
+@pytest.mark.long
+def test_ipv6_is_there_where_the_manifest_has_it(shell, world, clients, tmp_path):
+    """About 20 s: an image and an enclave of their own."""
+    text = MANIFEST.replace("network:\n", "network:\n  ipv6: true\n")
+    image, _ = build(shell, clients, tmp_path, text)
+    running = run(shell, world, image, "--bind", "127.0.0.2")
+    try:
+        good, by_4, by_python = (
+            f"{CURL} -6 http://good.test/",
+            f"{CURL} -4 http://good.test/",
+            f"{PYTHON} http://good.test/",
+        )
+        raw, other = f"{CURL} http://[{PUBLIC_6}]/", f"{CURL} -6 -H 'Host: neighbour.test' http://good.test/"
+        found = running.try_all([good, by_4, by_python, raw, other])
+        assert found.pop(good) == found.pop(by_python) == (0, f"{PUBLIC_6} for good.test")
+        assert found.pop(by_4) == (0, f"{PUBLIC} for good.test")
+        assert all(status != 0 for status, _ in found.values())
     finally:
         shell.run("rbuilds", "drop", str(running.cid))
