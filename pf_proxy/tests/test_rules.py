@@ -257,6 +257,63 @@ def test_the_language_is_the_kernels(wanted, nf_tables, programs, chosen, monkey
         assert kernel.choose_backend(Backend(wanted)) is Backend(chosen)
 
 
+@pytest.mark.root
+def test_rules_that_somebody_else_applied_need_no_right_of_the_proxy(tmp_path):
+    if os.geteuid() or not all(map(shutil.which, ("unshare", "nft", "ip", "setpriv"))):
+        pytest.skip("needs root, unshare, nft, ip and setpriv")
+    config = tmp_path / "proxy.yaml"
+    (tmp_path / "policy.yaml").write_text("allow: []\n")
+    config.write_text(
+        "rules: {apply: false}\npolicy: policy.yaml\nlisteners:\n"
+        "- {mode: ip-to-vsock-transparent, listen: '[::]:8888', upstream: 'parent:8888', divert: {}}\n"
+        "- {mode: vsock-to-ip, listen: 'any:8443', upstream: '127.0.0.1:8443'}\n"
+    )
+    script = r"""
+set -e
+ip link set lo up
+ip route add default dev lo src 127.0.0.1
+"$@" rules apply "$CONFIG"
+setpriv --bounding-set -all --inh-caps -all "$@" run "$CONFIG" --print-address > out 2> log &
+proxy=$!
+until [ -e out ] && [ "$(wc -l < out)" = 2 ]; do kill -0 $proxy; done
+! python3 -c 'import socket; s = socket.create_connection(("192.0.2.7", 443), 20); s.send(b"x"); s.recv(1)' 2> client
+kill $proxy
+wait $proxy
+nft list tables
+"""
+    argv = ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, "-c", START]
+    environment = {**os.environ, "CONFIG": str(config)}
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log").read_text()
+    assert "no DNS answer led to this address" in (tmp_path / "log").read_text()
+    assert "ConnectionResetError" in (tmp_path / "client").read_text()
+    assert done.stdout.split() == ["table", "ip", "pf_proxy", "table", "ip6", "pf_proxy"]  # not the proxy's to remove
+
+
+@pytest.mark.parametrize(
+    ("listeners", "marked"),
+    [
+        ("{mode: ip-to-vsock-transparent, listen: '[::]:1', upstream: '3:1', divert: {}}", False),
+        ("{mode: ip-to-vsock-transparent, listen: '[::]:1', upstream: '3:1', divert: {method: tproxy}}", True),
+        ("{mode: ip-to-vsock, listen: '[::]:1', upstream: '3:1', divert: {}}, INGRESS", False),
+        ("{mode: ip-to-vsock, listen: '[::]:1', upstream: '3:1', divert: {networks: [127.0.0.1]}}, INGRESS", True),
+        ("{mode: ip-to-vsock, listen: '[::]:1', upstream: '3:1', divert: {}}, OUT", True),
+        ("{mode: ip-to-vsock, listen: '[::]:1', upstream: '3:1', divert: {}}, ANYWHERE", True),
+        ("INGRESS, ANYWHERE", False),
+    ],
+)
+def test_only_who_could_be_diverted_is_marked(listeners, marked, tmp_path):
+    for name, text in (
+        ("INGRESS", "{mode: vsock-to-ip, listen: 'any:2', upstream: '127.0.0.1:1'}"),
+        ("OUT", "{mode: vsock-to-ip, listen: 'any:3', upstream: 'example.com:1'}"),
+        ("ANYWHERE", "{mode: vsock-to-ip-transparent, listen: 'any:4'}"),
+    ):
+        listeners = listeners.replace(name, text)
+    config = tmp_path / "proxy.yaml"
+    config.write_text(f"listeners: [{listeners}]\n")
+    assert bool(load_plan(str(config)).mark) is marked
+
+
 RELOADS = r"""
 import os, signal, subprocess, sys, time
 

@@ -86,6 +86,8 @@ class RulesConfig(StrictConfig, frozen=True):
     name: str = DEFAULT_NAME
     """Of the table or chains; another for each proxy of one network namespace."""
     backend: Backend = Backend.AUTO
+    apply: bool = True
+    """false: `pf-proxy rules apply` does it, with rights that the proxy then needs not have."""
     divert_dns: bool = False
     """Whatever is sent to port 53, at whatever address, goes to the resolver of `dns`."""
 
@@ -190,6 +192,7 @@ def load_plan(path: str, learn_path: str = "") -> Plan:
         rules,
         config.rules.backend,
         config.rules.name,
+        config.rules.apply,
         network,
         status,
     )

@@ -12,7 +12,7 @@ from enclavekit_core.errors import ConfigError
 
 from enclavekit_pf_proxy.limits import Limits, descriptors_for
 from enclavekit_pf_proxy.rules.divert import DEFAULT_NAME, OWN_MARK, Backend, RuleSet
-from enclavekit_pf_proxy.service import Service
+from enclavekit_pf_proxy.service import LISTENS_ON_VSOCK, Service
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.policy.gate import Gate
@@ -57,6 +57,8 @@ class Plan:
     """What the kernel is to bring to the services."""
     rules_backend: Backend = Backend.AUTO
     rules_name: str = DEFAULT_NAME
+    applies_rules: bool = True
+    """Whether they go in and out with the proxy; else somebody else has put them in."""
     network: NetworkPlan | None = None
     status: StatusPlan = StatusPlan()
 
@@ -78,14 +80,29 @@ class Plan:
 
     @property
     def mark(self) -> int:
-        """Of everything that is sent over IP: where there are rules, they must tell it from what they divert."""
-        return OWN_MARK if self.rules is not None else 0
+        """Of everything that is sent over IP, where rules have to tell it from what they divert; 0 where they need not.
+
+        It takes a right that a proxy can do without if all that it sends are answers, which conntrack knows.
+        """
+        if self.rules is None:
+            return 0
+        named = any(divert.networks for divert in self.rules.diverts)
+        dials = any(named or not _stays_at_home(each) for each in self.services if each.mode in LISTENS_ON_VSOCK)
+        return OWN_MARK if self.rules.uses_tproxy or dials else 0
 
     @property
     def descriptors(self) -> int:
         """How many one worker may need."""
         ports = sum(service.listen.ports for service in self.services)
         return ports + descriptors_for(sum(share(self, service).max_connections for service in self.services))
+
+
+def _stays_at_home(service: Service) -> bool:
+    """Say whether it connects to loopback only, which nothing is diverted from unless a rule names it."""
+    upstream = service.upstream.first if service.upstream is not None else None
+    if not isinstance(upstream, TcpAddress):
+        return isinstance(upstream, UnixAddress)
+    return upstream.host == "::1" or upstream.host.startswith("127.")
 
 
 def share(plan: Plan, service: Service) -> Limits:

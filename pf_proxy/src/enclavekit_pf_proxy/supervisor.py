@@ -198,7 +198,7 @@ class Supervisor:
 
     def _surround(self, plan: Plan) -> None:
         """Have routes and rules as `plan` wants them."""
-        if self._surroundings is None and (plan.rules is not None or plan.network is not None):
+        if self._surroundings is None and ((plan.rules and plan.applies_rules) or plan.network is not None):
             from enclavekit_pf_proxy.surroundings import Surroundings
 
             self._surroundings = Surroundings()

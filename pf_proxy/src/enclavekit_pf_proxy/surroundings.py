@@ -61,7 +61,7 @@ class Surroundings:
         self._route = wanted
 
     def _apply(self, plan: Plan) -> None:
-        if plan.rules is None:
+        if plan.rules is None or not plan.applies_rules:
             self._remove_rules()
             return
         if self._lock is None or self._lock.name != plan.rules.name:

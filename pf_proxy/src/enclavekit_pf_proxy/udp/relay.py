@@ -29,7 +29,7 @@ BOTH = READABLE | select.EPOLLOUT
 DRAINING_S = 1.0  # a session that is quiet for so long ends when the proxy is to
 
 STREAM_READ_BYTES = 64 * 1024
-BATCH = 32  # datagrams of one write, which is at most 2 MiB
+BATCH, BATCH_BYTES = 32, 64 * 1024  # datagrams of one write, and after how many bytes it is enough: held at worst
 MAX_ROUNDS = 4  # batches or reads of one direction before others get their turn
 
 
@@ -217,7 +217,10 @@ class DatagramRelay:
         """Return framed datagrams in pieces, and whether there may be more."""
         flow = self.flows[1 - self._stream_side]
         pieces: list[bytes] = []
+        enough = flow.total + BATCH_BYTES
         for _ in range(BATCH):
+            if flow.total >= enough:
+                break
             try:
                 datagram = self._datagrams.recv(self._limits.max_datagram_bytes + 1)
             except BlockingIOError:
