@@ -40,6 +40,8 @@ ZONE = {
     "deep.neighbour.test": {"A": [PUBLIC]},
     "zero.test": {"A": [PUBLIC], "TTL": 0},
     "port.test": {"A": [OTHER]},
+    "dns.test": {"A": [PUBLIC]},
+    "dns6.test": {"AAAA": [PUBLIC_6]},
 }
 
 
@@ -118,6 +120,12 @@ def resolve(listener, asked):
             sock.sendall(len(reply).to_bytes(2, "big") + reply)
 
 
+def resolve_datagrams(sock, asked):
+    while True:
+        wire, client = sock.recvfrom(4096)
+        sock.sendto(answer(wire, asked), client)
+
+
 def main(directory):
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     for address in (PUBLIC, OTHER, INTERNAL, METADATA):
@@ -133,6 +141,13 @@ def main(directory):
     listener = socket.create_server(("127.0.0.1", 53))
     with open(f"{directory}/asked", "a") as asked:
         threading.Thread(target=resolve, args=(listener, asked), daemon=True).start()
+        for place in ((PUBLIC, 5300), (PUBLIC, 5301), (OTHER, 5300), (PUBLIC_6, 5300)):
+            family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            sock.bind(place)
+            threading.Thread(target=resolve_datagrams, args=(sock, asked), daemon=True).start()
+            listener = socket.create_server(place, family=family)
+            threading.Thread(target=resolve, args=(listener, asked), daemon=True).start()
         redis = ["redis-server", "--bind", PUBLIC, "--port", "6379", "--protected-mode", "no", "--save", ""]
         null = subprocess.DEVNULL
         with subprocess.Popen([*redis, "--dir", directory], stdin=null, stdout=null) as server:

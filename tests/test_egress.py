@@ -37,6 +37,7 @@ network:
     - {{host: redis.test, port: 6379, absent_name: true}}
     - {{host: private.test, port: 8000-8080, private_address: true}}
     - {{host: 93.184.216.35, port: 8080}}
+    - {{host: dns.test, port: 5300, protocol: udp, absent_name: true}}
   deny:
     - {{host: bad.wild.test}}
   ingress:
@@ -71,6 +72,7 @@ REACHED = {
     "dig +short @8.8.8.8 good.test": PUBLIC,
     "dig +tcp +short @8.8.8.8 good.test": PUBLIC,
     "dig +short mixed.test": PUBLIC,
+    "dig +short -p 5300 @dns.test good.test": PUBLIC,  # over UDP that is not the resolver's
     "redis-cli -h redis.test SET key value": "OK",
     "redis-cli -h redis.test GET key": "value",
 }
@@ -97,6 +99,9 @@ REFUSED = [
     "redis-cli -h good.test -p 80 PING",
     "dig +short +time=2 +tries=1 unknown.test | grep .",
     "dig +short +time=2 +tries=1 @8.8.8.8 exfiltrated.attacker.test | grep .",
+    "dig +short +time=2 +tries=1 -p 5301 @dns.test good.test | grep ^[0-9]",
+    f"dig +short +time=2 +tries=1 -p 5300 @{OTHER} good.test | grep ^[0-9]",
+    "dig +tcp +short +time=2 +tries=1 -p 5300 @dns.test good.test | grep ^[0-9]",
     "dig +short rebind.test AAAA | grep .",
     "dig +short good.test HTTPS | grep .",
 ]
@@ -218,13 +223,16 @@ def test_unmodified_clients_reach_what_the_manifest_names_and_nothing_else(encla
 
 
 def test_every_decision_is_an_event(enclave):
-    enclave.try_all([f"{CURL} https://good.test/", f"{CURL} http://{PUBLIC}/", f"{CURL} http://unknown.test/"])
+    commands = [f"{CURL} https://good.test/", f"{CURL} http://{PUBLIC}/", f"{CURL} http://unknown.test/"]
+    enclave.try_all([*commands, "dig +short -p 5300 @dns.test good.test"])
     events = enclave.events()
     allowed = [event for event in events if event["event"] == "egress allowed" and event["name"] == "good.test"]
     wanted = {"address": PUBLIC, "port": 443, "protocol": "tcp", "shown": "good.test", "rule": "allow[0] good.test"}
     assert any(wanted.items() <= event.items() and event["conn"] for event in allowed)
     denied = [event for event in events if event["event"] == "egress denied" and event["address"] == PUBLIC]
     assert any(event["port"] == 80 and event["reason"] for event in denied)
+    sent = {"address": PUBLIC, "port": 5300, "protocol": "udp", "name": "dns.test", "rule": "allow[11] dns.test"}
+    assert any(sent.items() <= event.items() for event in events)
     assert any(event["event"] == "dns denied" and event["name"] == "unknown.test" for event in events)
 
 
@@ -287,9 +295,11 @@ USED = [
     f"{CURL} http://private.test:8080/",
     "redis-cli -h redis.test PING",
     f"{CURL} http://{OTHER}:8080/",
+    "dig +short -p 5300 @dns.test good.test",
 ]
 LEARNED = [
     '    - {host: "93.184.216.35", port: [8080]}',
+    '    - {host: "dns.test", port: [5300], protocol: udp, absent_name: true}',
     '    - {host: "good.test", port: [443]}',
     '    - {host: "private.test", port: [8080], private_address: true}',
     '    - {host: "redis.test", port: [6379], absent_name: true}',
@@ -344,7 +354,7 @@ def test_the_same_in_a_virtual_machine_with_its_own_kernel(shell, world, clients
 @pytest.mark.long
 def test_ipv6_is_there_where_the_manifest_has_it(shell, world, clients, tmp_path):
     """About 20 s: an image and an enclave of their own."""
-    text = MANIFEST.replace("network:\n", "network:\n  ipv6: true\n")
+    text = MANIFEST.replace("network:\n", "network:\n  ipv6: true\n").replace("dns.test", "dns6.test")
     image, _ = build(shell, clients, tmp_path, text)
     running = run(shell, world, image, "--bind", "127.0.0.2")
     try:
@@ -354,7 +364,9 @@ def test_ipv6_is_there_where_the_manifest_has_it(shell, world, clients, tmp_path
             f"{PYTHON} http://good.test/",
         )
         raw, other = f"{CURL} http://[{PUBLIC_6}]/", f"{CURL} -6 -H 'Host: neighbour.test' http://good.test/"
-        found = running.try_all([good, by_4, by_python, raw, other])
+        datagrams = "dig +short -p 5300 @dns6.test good.test"
+        found = running.try_all([good, by_4, by_python, raw, other, datagrams])
+        assert found.pop(datagrams) == (0, PUBLIC)
         assert found.pop(good) == found.pop(by_python) == (0, f"{PUBLIC_6} for good.test")
         assert found.pop(by_4) == (0, f"{PUBLIC} for good.test")
         assert all(status != 0 for status, _ in found.values())

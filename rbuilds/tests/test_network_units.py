@@ -64,9 +64,26 @@ def test_ports_that_are_none_are_refused(port) -> None:
     assert caught.value.key.startswith("network.egress[0]")
 
 
-def test_udp_is_refused() -> None:
-    with pytest.raises(ConfigError, match="udp is not there yet"):
-        plan(EgressRule(host="dns.test", port=53, protocol="udp", absent_name=True))
+def test_udp_by_a_name_that_has_to_be_shown_is_refused() -> None:
+    with pytest.raises(ConfigError, match="absent_name") as caught:
+        plan(("ok.test", 1), EgressRule(host="time.test", port=123, protocol="udp"))
+    assert caught.value.key == "network.egress[1]"
+
+
+TIME = EgressRule(host="time.test", port=123, protocol="udp", absent_name=True)
+
+
+def test_what_udp_needs_is_there_if_a_rule_asks_for_it() -> None:
+    with_udp, without, learning = plan(("a.test", 1), TIME), plan(("a.test", 1)), plan(insecure_learn=True)
+    assert (
+        '- {name: "time.test", ports: [123], protocol: udp, absent_name: true}'
+        in with_udp.files[POLICY_PATH].decode().splitlines()
+    )
+    for made, has_udp in ((with_udp, True), (without, False), (learning, True)):
+        assert ("CAP_NET_RAW" in made.units["network.service"]) is has_udp
+        assert (" deliver " in made.units["network-rules.service"]) is has_udp
+        assert (b"tproxy" in made.files[RULES_PATH]) is has_udp
+        assert (b"protocol: udp" in made.files[PROXY_PATH]) is has_udp
 
 
 @pytest.mark.parametrize("again", ["API.test.", "api.test"])
@@ -153,7 +170,9 @@ def test_the_policy_file_is_what_the_proxy_reads_and_says_what_the_manifest_says
     assert WHOLE.files[b"etc/resolv.conf"] == WHOLE.app_files[b"etc/resolv.conf"] == b"nameserver 127.0.0.1\n"
 
 
-@pytest.mark.parametrize("made", [WHOLE, plan(("a.test", 1)), plan(ingress=((8080, None),)), plan(insecure_learn=True)])
+@pytest.mark.parametrize(
+    "made", [WHOLE, plan(("a.test", 1)), plan(TIME), plan(ingress=((8080, None),)), plan(insecure_learn=True)]
+)
 def test_units_and_files_are_what_their_programs_accept(made, tmp_path) -> None:
     cli = pytest.importorskip("enclavekit_pf_proxy.cli", reason="pf_proxy is not installed")
     config = pytest.importorskip("enclavekit_pf_proxy.config", reason="pf_proxy is not installed")
@@ -170,15 +189,17 @@ def test_units_and_files_are_what_their_programs_accept(made, tmp_path) -> None:
         target.write_bytes(content)
     assert args.config == f"/{PROXY_PATH.decode()}"
     loaded = config.load_plan(str(tmp_path / PROXY_PATH.decode()))
-    assert len(loaded.services) == len(made.ingress) + (made.egress is not None)
+    outward = 0 if made.egress is None else 1 + made.egress.has_udp
+    assert len(loaded.services) == len(made.ingress) + outward
     assert (loaded.gate is None) is (made.egress is None)
     assert bool(args.insecure_learn) is bool(made.egress and made.egress.insecure_learn)
 
 
+@pytest.mark.parametrize("udp", [False, True])
 @pytest.mark.parametrize("ipv6", [False, True])
-def test_redirects_are_what_nft_accepts(ipv6, tmp_path) -> None:
+def test_redirects_are_what_nft_accepts(ipv6, udp, tmp_path) -> None:
     rules = tmp_path / "rules"
-    rules.write_text(render_redirects(ipv6=ipv6))
+    rules.write_text(render_redirects(ipv6=ipv6, udp=udp))
     probe = subprocess.run(["unshare", "-nr", "nft", "list", "tables"], capture_output=True, check=False)
     if probe.returncode:
         pytest.skip("no network namespace with nftables here")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an enclave's egress needs of the loopback interface: addresses of other machines on it, and to know when all
-proxies listen.
+"""What an enclave's egress needs of the loopback interface: addresses of other machines on it, to know when all
+proxies listen, and that it takes in what TPROXY is to have.
 
     python3 -m enclavekit_pf_proxy.loopback claim ADDRESS...     needs CAP_NET_ADMIN
     python3 -m enclavekit_pf_proxy.loopback wait ADDRESS:PORT...
+    python3 -m enclavekit_pf_proxy.loopback deliver MARK         needs CAP_NET_ADMIN; may be repeated
 
 An app that is to reach 192.0.2.7 connects to that very address: in the enclave it belongs to the loopback interface,
 and a proxy listens there. Source: netdevice(7); if_inet6.h (struct in6_ifreq); proc(5), /proc/net/tcp.
@@ -95,6 +96,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("claim", help="give it addresses").add_argument("addresses", nargs="+", metavar="ADDRESS")
     commands.add_parser("wait", help="wait until all listen").add_argument("addresses", nargs="+", metavar="HOST:PORT")
+    deliver = commands.add_parser("deliver", help="have packets with MARK delivered here, whomever they are for")
+    deliver.add_argument("mark", metavar="MARK", type=lambda text: int(text, 0))
     return parser
 
 
@@ -102,6 +105,11 @@ def run(args: argparse.Namespace) -> int:
     if args.command == "claim":
         for number, address in enumerate(args.addresses, 1):
             claim_address(address, number)
+        return 0
+    if args.command == "deliver":
+        from enclavekit_pf_proxy.network.routing import add_mark_routing
+
+        add_mark_routing(args.mark)
         return 0
     wanted = []
     for text in args.addresses:

@@ -27,7 +27,7 @@ META_PACKAGES = {"x86_64": "linux-image-cloud-amd64", "aarch64": "linux-image-cl
 IMAGE_PREFIX = "linux-image-"
 # find and drive the vsock device of QEMU's microvm; stand for the NSM there
 WANTED = ("virtio_mmio", "vmw_vsock_virtio_transport", "cuse")
-EGRESS = ("nft_chain_nat", "nft_redir")  # what redirects in an enclave with egress rules
+EGRESS = ("nft_chain_nat", "nft_redir", "nft_tproxy")  # what redirects in an enclave with egress rules
 MODULE = re.compile(r"\./(?:usr/)?lib/modules/.*/([^/]+\.ko)")
 MAX_MODULE_BYTES = 64 * 1024 * 1024
 

@@ -2,8 +2,10 @@
 """Where the app may connect to: the manifest's rules as the policy file that `pf-proxy run` reads in the enclave. Pure.
 
 An enclave has no interface but the loopback. All that the app sends elsewhere over TCP is led there by a default route,
-redirected to one listener, and decided upon; DNS goes to a resolver that asks for allowed names only. Everything that
-decides is in the files that are made here, and they are measured with the app.
+redirected to one listener, and decided upon; DNS goes to a resolver that asks for allowed names only. Other UDP is
+marked, a routing table for the mark brings it in, and TPROXY, which keeps the destination, hands it to a listener: but
+only if a rule asks for UDP, as the proxy then needs a capability more. Everything that decides is in the files that are
+made here, and they are measured with the app.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ KEYS = ("network.egress", "network.deny")
 PARENT_PORT = 8888  # vsock, as the Rust framework has it: connections, with where they are to go in front
 # vsock, one per resolver of the parent, as many as a C library takes of its resolv.conf; DNS over a stream
 PARENT_DNS_PORTS = (8053, 8054, 8055)
-REDIRECT_PORT = 15001  # TCP in the enclave: what service meshes use for the same, so that apps keep clear of it
+REDIRECT_PORT = 15001  # in the enclave: what service meshes use for the same, so that apps keep clear of it
+UDP_MARK = 0x00E60002  # of datagrams on their way to the proxy; pf-proxy's own marks are others
 OWN_IPV6 = "fd00::1"  # a source address, without which nothing can be sent to an IPv6 address
 POLICY_PATH = b"etc/enclavekit/egress.yaml"
 RULES_PATH = b"etc/enclavekit/egress.nft"
 RESOLV_CONF = b"nameserver 127.0.0.1\n"
 LEARNED_PATH = "/run/egress-learned.yaml"
 BUSYBOX, NFT = "/usr/bin/busybox", "/usr/sbin/nft"
+LOOPBACK = ("/usr/bin/python3", "-I", "-m", "enclavekit_pf_proxy.loopback")
 LOOPBACK_NETWORKS = {4: "127.0.0.0/8", 6: "::1"}
 
 
@@ -48,6 +52,11 @@ class Egress:
     insecure_learn: bool
 
     @property
+    def has_udp(self) -> bool:
+        """Whether any UDP but DNS is to leave."""
+        return self.insecure_learn or any("udp" in rule.protocols for rule in self.policy.allow)
+
+    @property
     def listen(self) -> str:
         return f"[::]:{REDIRECT_PORT}" if self.ipv6 else f"127.0.0.1:{REDIRECT_PORT}"
 
@@ -55,7 +64,7 @@ class Egress:
         """Return path -> content."""
         return {
             POLICY_PATH: render_policy(self.policy).encode(),
-            RULES_PATH: render_redirects(ipv6=self.ipv6).encode(),
+            RULES_PATH: render_redirects(ipv6=self.ipv6, udp=self.has_udp).encode(),
             b"etc/resolv.conf": RESOLV_CONF,
         }
 
@@ -80,7 +89,10 @@ class Egress:
                 f"-6 addr replace {OWN_IPV6}/128 dev lo",
                 f"-6 route replace default dev lo src {OWN_IPV6}",
             ]
-        return [f"{BUSYBOX} ip {route}" for route in routes], f"{NFT} -f /{RULES_PATH.decode()}"
+        commands = [f"{BUSYBOX} ip {route}" for route in routes]
+        if self.has_udp:
+            commands.append(" ".join((*LOOPBACK, "deliver", f"{UDP_MARK:#x}")))
+        return commands, f"{NFT} -f /{RULES_PATH.decode()}"
 
 
 def plan_egress(
@@ -90,14 +102,13 @@ def plan_egress(
     allow_config, deny_config = [], []
     for number, rule in enumerate(rules):
         key = f"{KEYS[0]}[{number}]"
-        if rule.protocol != "tcp":
-            raise ConfigError(source, f"{key}.protocol", "udp is not there yet: egress is TCP, and DNS by itself")
         name, network = _split_host(rule.host, source, f"{key}.host", ipv6=ipv6)
         allow_config.append(
             AllowConfig(
                 ports=_ports(rule.port),
                 name=name,
                 network=network,
+                protocol=rule.protocol,
                 private_address=rule.private_address,
                 absent_name=rule.absent_name,
                 encrypted_name=rule.encrypted_name,
@@ -119,7 +130,7 @@ def plan_egress(
     return Egress(policy, ipv6, insecure_learn)
 
 
-def render_redirects(*, ipv6: bool) -> str:
+def render_redirects(*, ipv6: bool, udp: bool = False) -> str:
     """Return the script for nft(8): a table of its own for each kind of IP, all in one transaction."""
     lines = []
     for family, version in (("ip", 4), *([("ip6", 6)] if ipv6 else [])):
@@ -134,9 +145,26 @@ def render_redirects(*, ipv6: bool) -> str:
             "    tcp dport 53 redirect to :53",
             f"    meta l4proto tcp redirect to :{REDIRECT_PORT}",
             "  }",
+            *(_render_tproxy(family, version) if udp else ()),
             "}",
         ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _render_tproxy(family: str, version: int) -> list[str]:
+    """Return the chains that lead datagrams to the listener with their destination as it was."""
+    return [
+        "  chain mark_udp {",
+        "    type route hook output priority -150;",  # before DNS is redirected
+        f"    {family} daddr {LOOPBACK_NETWORKS[version]} return",
+        "    udp dport 53 return",
+        f"    meta l4proto udp meta mark set {UDP_MARK:#x}",
+        "  }",
+        "  chain take_udp {",
+        "    type filter hook prerouting priority -150;",
+        f'    iifname "lo" meta mark {UDP_MARK:#x} meta l4proto udp tproxy to :{REDIRECT_PORT} accept',
+        "  }",
+    ]
 
 
 def _split_host(text: str, source: str, key: str, *, ipv6: bool) -> tuple[str, str]:

@@ -10,15 +10,23 @@ from dataclasses import asdict, dataclass, field
 from enclavekit_core.errors import ConfigError
 
 from enclavekit_rbuilds.framework.closure import EGRESS, NETWORK
-from enclavekit_rbuilds.manifest.egress import LEARNED_PATH, PARENT_DNS_PORTS, PARENT_PORT, Egress, plan_egress
+from enclavekit_rbuilds.manifest.egress import (
+    LEARNED_PATH,
+    LOOPBACK,
+    PARENT_DNS_PORTS,
+    PARENT_PORT,
+    Egress,
+    plan_egress,
+)
 from enclavekit_rbuilds.manifest.model import IngressRule, Network
 
 PIPELINE_PORT, CONTROL_PORT, ATTESTATION_PORT = 53000, 9001, 8443
 PROXY = "/usr/bin/pf-proxy"
-WAIT = ("/usr/bin/python3", "-I", "-m", "enclavekit_pf_proxy.loopback", "wait")
+WAIT = (*LOOPBACK, "wait")
 TABLE_PATH = b"etc/enclavekit/network.json"
 PROXY_PATH = b"etc/enclavekit/proxy.yaml"
 MAX_CONNECTIONS = 8192  # of the app, at a time, as far as the enclave's descriptors suffice
+MAX_UDP_SESSIONS = 1024  # beyond it the one that was silent for longest gives way
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ def plan_network(
         return plan
     units, files = {}, {PROXY_PATH: _proxy_config(egress, ingress).encode()}
     app_files: dict[bytes, bytes] = {}
-    options, requires, listening = [], [], []
+    options, requires, listening, transparent = [], [], [], []
     if egress is not None:
         files |= egress.files()
         app_files[b"etc/resolv.conf"] = files[b"etc/resolv.conf"]
@@ -85,6 +93,7 @@ def plan_network(
         units["network-rules.service"] = _unit(what, {"Type": "oneshot", "ExecStartPre": before, "ExecStart": last})
         requires = ["network-rules"]
         listening = ["127.0.0.1:53", egress.listen]
+        transparent = ["CAP_NET_RAW"] if egress.has_udp else []  # to answer as the machine that was written to
         options = ["--insecure-learn", LEARNED_PATH] if egress.insecure_learn else []
     units["network.service"] = _unit(
         "The app's network: decides on every connection that it makes, and takes those that it gets.",
@@ -96,7 +105,7 @@ def plan_network(
             **({"Requires": requires} if requires else {}),
             "Restart": "always",
             "RestartSec": 1,
-            "CapabilityBoundingSet": ["CAP_NET_BIND_SERVICE"],
+            "CapabilityBoundingSet": ["CAP_NET_BIND_SERVICE", *transparent],
             "NoNewPrivileges": True,
         },
     )
@@ -110,6 +119,12 @@ def _proxy_config(egress: Egress | None, ingress: Sequence[Ingress]) -> str:
     if egress is not None:
         upstreams = ", ".join(f'"parent:{port}"' for port in PARENT_DNS_PORTS)
         lines += ["policy: egress.yaml", f'dns: {{listen: "127.0.0.1:53", upstreams: [{upstreams}]}}']
+        if egress.has_udp:  # before TCP's listener, which the app waits for
+            sessions = f"{{max_connections: {MAX_UDP_SESSIONS}, max_per_source: 0}}"  # the app is the one source
+            listeners.append(
+                f'{{name: egress-udp, mode: ip-to-vsock-transparent, listen: "{egress.listen}", protocol: udp, '
+                f'tproxy: true, upstream: "parent:{PARENT_PORT}", limits: {sessions}}}'
+            )
         limits = f"{{max_connections: {MAX_CONNECTIONS}}}"
         listeners.append(
             f'{{name: egress, mode: ip-to-vsock-transparent, listen: "{egress.listen}", '
