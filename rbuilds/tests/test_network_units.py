@@ -15,7 +15,7 @@ from enclavekit_eif.cpio import iter_cpio
 from enclavekit_eif.measure import measure
 from enclavekit_eif.reader import read_eif
 from enclavekit_rbuilds.cli import main
-from enclavekit_rbuilds.manifest.egress import POLICY_PATH, RULES_PATH, render_redirects
+from enclavekit_rbuilds.manifest.egress import OWN_IPV6, POLICY_PATH, RULES_PATH, render_redirects
 from enclavekit_rbuilds.manifest.model import DenyRule, EgressRule, IngressRule, Network
 from enclavekit_rbuilds.manifest.network import PROXY_PATH, NetworkPlan, plan_network
 
@@ -258,3 +258,11 @@ def test_an_image_holds_units_files_and_a_table_and_its_metadata_too(
     plain = read_eif(str(build("plain.eif")))
     names = {e.name for e in iter_cpio(plain.open_section(plain.ramdisks[1]))}
     assert not {name for name in names if b"egress" in name or b"network" in name}
+
+
+def test_the_proxys_answers_to_datagrams_do_not_come_back_to_it():
+    """They go to the enclave's own address, which over IPv6 is not loopback's."""
+    rules = render_redirects(ipv6=True, udp=True).partition("table ip6 enclavekit_egress {\n")[2]
+    for chain in ("output", "mark_udp"):
+        lines = rules.partition(f"  chain {chain} {{\n")[2].splitlines()
+        assert lines[1].strip() == f"ip6 daddr {{ ::1, {OWN_IPV6} }} return"

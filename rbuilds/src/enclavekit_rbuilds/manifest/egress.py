@@ -40,7 +40,8 @@ RESOLV_CONF = b"nameserver 127.0.0.1\n"
 LEARNED_PATH = "/run/egress-learned.yaml"
 BUSYBOX, NFT = "/usr/bin/busybox", "/usr/sbin/nft"
 LOOPBACK = ("/usr/bin/python3", "-I", "-m", "enclavekit_pf_proxy.loopback")
-LOOPBACK_NETWORKS = {4: "127.0.0.0/8", 6: "::1"}
+# the enclave itself: among what goes there are the proxy's answers to datagrams, which must not come back to it
+OWN_NETWORKS = {4: "127.0.0.0/8", 6: f"{{ ::1, {OWN_IPV6} }}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ def render_redirects(*, ipv6: bool, udp: bool = False) -> str:
             f"table {family} enclavekit_egress {{",
             "  chain output {",
             "    type nat hook output priority -100;",
-            f"    {family} daddr {LOOPBACK_NETWORKS[version]} return",
+            f"    {family} daddr {OWN_NETWORKS[version]} return",
             "    udp dport 53 redirect to :53",
             "    tcp dport 53 redirect to :53",
             f"    meta l4proto tcp redirect to :{REDIRECT_PORT}",
@@ -156,7 +157,7 @@ def _render_tproxy(family: str, version: int) -> list[str]:
     return [
         "  chain mark_udp {",
         "    type route hook output priority -150;",  # before DNS is redirected
-        f"    {family} daddr {LOOPBACK_NETWORKS[version]} return",
+        f"    {family} daddr {OWN_NETWORKS[version]} return",
         "    udp dport 53 return",
         f"    meta l4proto udp meta mark set {UDP_MARK:#x}",
         "  }",
