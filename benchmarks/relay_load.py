@@ -94,7 +94,7 @@ def echo_server(path: str) -> Iterator[None]:
 @contextmanager
 def running(argv: list[str]) -> Iterator[subprocess.Popen[str]]:
     """Run a program that says when it is ready."""
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
             if not process.stdout.readline():

@@ -9,9 +9,11 @@ import socket
 import threading
 import time
 
+import pytest
+
 LINGER_RESET = b"\1\0\0\0\0\0\0\0"  # struct linger: on, 0 s
 PATIENCE_S = 60.0
-CONNECTIONS, AT_ONCE = 300, 6
+AT_ONCE = 6
 PATTERN = random.Random(7).randbytes(1 << 16)
 MAX_BYTES = 1 << 20
 
@@ -77,10 +79,11 @@ def count_sockets():
     return count
 
 
-def test_ends_of_every_kind_under_load(relay_pair):
+@pytest.mark.parametrize("connections", [300, pytest.param(3000, marks=pytest.mark.long)])
+def test_ends_of_every_kind_under_load(relay_pair, connections):
     chance = random.Random(1)
     before = count_sockets()
-    for _ in range(CONNECTIONS // AT_ONCE):
+    for _ in range(connections // AT_ONCE):
         pairs = []
         for _ in range(AT_ONCE):
             client, upstream = relay_pair()

@@ -91,6 +91,22 @@ def test_what_was_counted_outlives_its_worker(tmp_path, upstream):
         wait_until(lambda status: status.workers == 1 and status.listeners[0].accepted == 2)
 
 
+def test_tcp_and_udp_at_one_address_are_two_listeners(tmp_path, upstream):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    entry = f"{{mode: ip-to-vsock, listen: '127.0.0.1:{port}', upstream: 'parent:7000'"
+    config = tmp_path / "proxy.yaml"
+    config.write_text(f"listeners:\n- {entry}}}\n- {entry}, protocol: udp}}\n")
+    with running("run", str(config)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"x", ("127.0.0.1", port))
+        peer, _ = upstream.accept()
+        with peer:
+            status = wait_until(lambda status: len(status.connections) == 1)
+            live = {one.listen: one.live for one in status.listeners}
+            assert live == {f"tcp://127.0.0.1:{port}": 0, f"udp://127.0.0.1:{port}": 1}
+            assert status.connections[0].listen == f"udp://127.0.0.1:{port}"
+
+
 def test_metrics_and_health_over_tcp_name_no_connection(tmp_path, upstream):
     config = tmp_path / "proxy.yaml"
     with socket.create_server(("127.0.0.1", 0)) as probe:
