@@ -117,3 +117,16 @@ def test_installed_commands_answer_help():
             "CID" in subprocess.run([path, "--help"], capture_output=True, text=True, check=True).stdout
             or name == "pf-proxy"
         )
+
+
+def test_learn_reads_a_log_that_is_there(tmp_path, capsys):
+    log = tmp_path / "log"
+    assert cli.main(["learn", str(log)]) == 2
+    assert capsys.readouterr().err.startswith(f"pf-proxy: cannot read {log}: ")
+    log.write_text("nothing of ours\n")
+    assert cli.main(["learn", str(log)]) == cli.main(["learn", "--format", "policy", str(log)]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")] == [
+        "network:",
+        "  egress: []",
+        "allow: []",
+    ]

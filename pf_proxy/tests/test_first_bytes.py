@@ -4,7 +4,7 @@
 import ssl
 
 import pytest
-from enclavekit_pf_proxy.policy.client_hello import MAX_HELLO_BYTES, Hello, MalformedHello, read_hello
+from enclavekit_pf_proxy.policy.client_hello import MAX_HELLO_BYTES, Hello, HelloReader, MalformedHello, read_hello
 from enclavekit_pf_proxy.policy.first_bytes import MALFORMED, NOTHING, FirstBytes, Shown
 from enclavekit_pf_proxy.policy.http_requests import MAX_HEAD_BYTES, MalformedRequest, RequestReader
 from hypothesis import given
@@ -74,6 +74,28 @@ def test_fragments_hide_nothing(size):
         shown = first.feed(wire[start : start + 50])
     assert shown == Shown("api.example.com")
     assert first.data == wire
+
+
+def test_a_hello_in_the_smallest_pieces_is_read_once():
+    """Read anew with each byte it would be millions of steps, while all other connections wait."""
+    steps = 0
+
+    class Counted(HelloReader):
+        def _read_header(self):
+            nonlocal steps
+            steps += 1
+            return super()._read_header()
+
+    wire, reader = records(body_of(PLAIN), 1), Counted()
+    found = [reader.feed(wire[start : start + 1]) for start in range(len(wire))]
+    assert found[-1] == Hello(b"api.example.com", False) and set(found[:-1]) == {None}
+    assert steps <= len(wire)
+
+
+def test_a_record_that_claims_more_than_the_hello_is_malformed():
+    for end in (5 + 10, len(PLAIN)):
+        longer = PLAIN[:3] + (len(PLAIN) - 5 + 1).to_bytes(2, "big") + PLAIN[5:]
+        assert FirstBytes().feed(longer[:end]) == (MALFORMED if end == len(PLAIN) else None)
 
 
 def test_encrypted_hellos_are_known():

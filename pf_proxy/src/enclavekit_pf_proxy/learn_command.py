@@ -43,9 +43,11 @@ def run_learn(args: argparse.Namespace) -> int:
 
 
 def _learn(lines: TextIO, form: str) -> str:
-    from enclavekit_pf_proxy.policy.learning import Learner
-    from enclavekit_pf_proxy.policy.log_events import read_events
-
+    try:
+        from enclavekit_pf_proxy.policy.learning import Learner
+        from enclavekit_pf_proxy.policy.log_events import read_events
+    except ImportError as exc:
+        raise InputError("learn", "rules", f"{exc.name} is not installed: enclavekit-pf-proxy[egress] has it") from exc
     learner, refused = Learner(), set()
     for found in read_events(lines):
         if isinstance(found, str):

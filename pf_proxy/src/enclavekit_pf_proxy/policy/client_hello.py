@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-HANDSHAKE, CLIENT_HELLO = 22, 1
+HANDSHAKE, CLIENT_HELLO, TLS_MAJOR = 22, 1, 3
+RECORD_HEADER_BYTES = 5
 MAX_RECORD_BYTES = 2**14
 MAX_HELLO_BYTES = 32 * 1024  # post-quantum ones have a few KiB
 SERVER_NAME, ENCRYPTED = 0, 0xFE0D
@@ -45,33 +46,57 @@ class _Reader:
         return _Reader(self.take(self.number(size)))
 
 
-def read_hello(data: bytes) -> Hello | None:
-    """Return what the ClientHello at the front of `data` shows; None if more is needed. Raises MalformedHello."""
-    message = b""
-    while True:
-        if len(data) >= 2 and (data[0], data[1]) != (HANDSHAKE, 3):
-            raise MalformedHello("not a handshake record")
-        if len(data) < 5:
-            return None
-        length = int.from_bytes(data[3:5], "big")
-        if not 1 <= length <= MAX_RECORD_BYTES:
-            raise MalformedHello(f"a record of {length} bytes")
-        piece, complete = data[5 : 5 + length], len(data) >= 5 + length
-        message += piece
-        if message and message[0] != CLIENT_HELLO:
-            raise MalformedHello("not a ClientHello")
-        if len(message) >= 4:
-            wanted = 4 + int.from_bytes(message[1:4], "big")
+class HelloReader:
+    """Reads a ClientHello as it comes; each byte is looked at once, in however small pieces it is sent."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        """Of a record's header."""
+        self._record_bytes = 0
+        """What the record has still to bring."""
+        self._message = bytearray()
+
+    def feed(self, data: bytes) -> Hello | None:
+        """Return what the ClientHello shows once it is whole; None if more is needed. Raises MalformedHello."""
+        self._rest += data
+        while self._rest:
+            if not self._record_bytes and not self._read_header():
+                return None
+            piece = self._rest[: self._record_bytes]
+            del self._rest[: len(piece)]
+            self._record_bytes -= len(piece)
+            self._message += piece
+            if self._message and self._message[0] != CLIENT_HELLO:
+                raise MalformedHello("not a ClientHello")
+            if len(self._message) < 4:
+                continue
+            wanted = 4 + int.from_bytes(self._message[1:4], "big")
             if wanted > MAX_HELLO_BYTES:
                 raise MalformedHello(f"a ClientHello of {wanted} bytes")
-            if len(message) >= wanted:
+            if len(self._message) >= wanted:
                 # nothing may follow it before the server has answered, but for early data in records of its own
-                if len(message) > wanted:
+                if len(self._message) > wanted or self._record_bytes:
                     raise MalformedHello("something follows in its record")
-                return _parse(_Reader(message[4:wanted]))
-        if not complete:
-            return None
-        data = data[5 + length :]
+                return _parse(_Reader(bytes(self._message[4:])))
+        return None
+
+    def _read_header(self) -> bool:
+        """Take a record's header; return whether it is whole."""
+        head = self._rest
+        if head[0] != HANDSHAKE or (len(head) > 1 and head[1] != TLS_MAJOR):
+            raise MalformedHello("not a handshake record")
+        if len(head) < RECORD_HEADER_BYTES:
+            return False
+        self._record_bytes = int.from_bytes(head[3:5], "big")
+        if not 1 <= self._record_bytes <= MAX_RECORD_BYTES:
+            raise MalformedHello(f"a record of {self._record_bytes} bytes")
+        del head[:RECORD_HEADER_BYTES]
+        return True
+
+
+def read_hello(data: bytes) -> Hello | None:
+    """Return what the ClientHello at the front of `data` shows; None if more is needed. Raises MalformedHello."""
+    return HelloReader().feed(data)
 
 
 def _parse(body: _Reader) -> Hello:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from enclavekit_core.host_names import normalise_name
 
-from enclavekit_pf_proxy.policy.client_hello import MAX_HELLO_BYTES, MalformedHello, read_hello
+from enclavekit_pf_proxy.policy.client_hello import MAX_HELLO_BYTES, HelloReader, MalformedHello
 from enclavekit_pf_proxy.policy.http_requests import MalformedRequest, RequestReader
 
 MAX_FIRST_BYTES = MAX_HELLO_BYTES + 8 * 1024  # records' headers of a hello in small pieces included
@@ -37,6 +37,7 @@ class FirstBytes:
     def __init__(self) -> None:
         self.data = b""
         """All bytes fed: the upstream gets them unchanged."""
+        self._hello: HelloReader | None = None
         self.requests: RequestReader | None = None
         """Of plain HTTP: what has read the requests so far, and is to be fed all that follows."""
 
@@ -47,8 +48,11 @@ class FirstBytes:
             return None
         if self.requests is not None:
             return self._show_request(self.requests, data)
+        if self._hello is not None:
+            return self._show_hello(self._hello, data)
         if self.data[0] == TLS_HANDSHAKE:
-            return self._show_hello()
+            self._hello = HelloReader()
+            return self._show_hello(self._hello, self.data)
         if any(self.data.startswith(method + b" ") for method in METHODS):
             self.requests = RequestReader()
             return self._show_request(self.requests, self.data)
@@ -59,11 +63,11 @@ class FirstBytes:
         """No more bytes came in time, or at all: half a name is none."""
         return MALFORMED if self.data else NOTHING
 
-    def _show_hello(self) -> Shown | None:
+    def _show_hello(self, reader: HelloReader, data: bytes) -> Shown | None:
         if len(self.data) > MAX_FIRST_BYTES:
             return MALFORMED
         try:
-            hello = read_hello(self.data)
+            hello = reader.feed(data)
         except MalformedHello:
             return MALFORMED
         if hello is None:
