@@ -41,6 +41,7 @@ ZONE = {
     "zero.test": {"A": [PUBLIC], "TTL": 0},
     "port.test": {"A": [OTHER]},
     "dns.test": {"A": [PUBLIC]},
+    "dns6.test": {"AAAA": [PUBLIC_6]},
 }
 
 
@@ -140,11 +141,12 @@ def main(directory):
     listener = socket.create_server(("127.0.0.1", 53))
     with open(f"{directory}/asked", "a") as asked:
         threading.Thread(target=resolve, args=(listener, asked), daemon=True).start()
-        for place in ((PUBLIC, 5300), (PUBLIC, 5301), (OTHER, 5300)):
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for place in ((PUBLIC, 5300), (PUBLIC, 5301), (OTHER, 5300), (PUBLIC_6, 5300)):
+            family = socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_DGRAM)
             sock.bind(place)
             threading.Thread(target=resolve_datagrams, args=(sock, asked), daemon=True).start()
-            listener = socket.create_server(place)
+            listener = socket.create_server(place, family=family)
             threading.Thread(target=resolve, args=(listener, asked), daemon=True).start()
         redis = ["redis-server", "--bind", PUBLIC, "--port", "6379", "--protected-mode", "no", "--save", ""]
         null = subprocess.DEVNULL

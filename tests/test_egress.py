@@ -354,7 +354,7 @@ def test_the_same_in_a_virtual_machine_with_its_own_kernel(shell, world, clients
 @pytest.mark.long
 def test_ipv6_is_there_where_the_manifest_has_it(shell, world, clients, tmp_path):
     """About 20 s: an image and an enclave of their own."""
-    text = MANIFEST.replace("network:\n", "network:\n  ipv6: true\n")
+    text = MANIFEST.replace("network:\n", "network:\n  ipv6: true\n").replace("dns.test", "dns6.test")
     image, _ = build(shell, clients, tmp_path, text)
     running = run(shell, world, image, "--bind", "127.0.0.2")
     try:
@@ -364,7 +364,9 @@ def test_ipv6_is_there_where_the_manifest_has_it(shell, world, clients, tmp_path
             f"{PYTHON} http://good.test/",
         )
         raw, other = f"{CURL} http://[{PUBLIC_6}]/", f"{CURL} -6 -H 'Host: neighbour.test' http://good.test/"
-        found = running.try_all([good, by_4, by_python, raw, other])
+        datagrams = "dig +short -p 5300 @dns6.test good.test"
+        found = running.try_all([good, by_4, by_python, raw, other, datagrams])
+        assert found.pop(datagrams) == (0, PUBLIC)
         assert found.pop(good) == found.pop(by_python) == (0, f"{PUBLIC_6} for good.test")
         assert found.pop(by_4) == (0, f"{PUBLIC} for good.test")
         assert all(status != 0 for status, _ in found.values())
