@@ -33,7 +33,7 @@ def ra(shell, enclave):
 
 def fetch_evidence(shell, ra, nonce):
     """Return the verified pin of the server's key, as a client would get it."""
-    curl = ["curl", "-sSfk", "--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    curl = ["curl", "-sSfk", "--retry", "280", "--retry-all-errors", "--retry-delay", "1"]
     answer = shell.json(*curl, f"{ra}/attestation?nonce={nonce}")
     path = shell.directory / f"evidence-{nonce[:8]}.cbor"
     path.write_bytes(base64.b64decode(answer["attestation_document"]))
@@ -104,7 +104,7 @@ def test_evidence_proves_image_key_and_file(shell, enclave, ra, measurements):
     (shell.directory / "doc.bin").write_bytes(DATA)
     shell.run(*enclave.pipeline("cp", "doc.bin", f"{enclave.cid}:/data/doc.bin"))
     curl = ["curl", "-sSfk", "--pinnedpubkey", f"sha256//{pin}"]
-    retry = ["--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    retry = ["--retry", "280", "--retry-all-errors", "--retry-delay", "1"]
     found = shell.json(*curl, *retry, f"{ra}/hash/?path=/data/doc.bin")
     assert found["sha3_hash"] == hashlib.sha3_512(DATA).hexdigest()
 
@@ -164,7 +164,7 @@ def test_file_is_attested_before_anybody_asks(shell, enclave, ra):
     Before that question nothing is on the way any more: fs-monitor has no work, the attestation server has heard of
     each of its files, and none of them waits for its document.
     """
-    curl = ["curl", "-sSfk", "--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    curl = ["curl", "-sSfk", "--retry", "280", "--retry-all-errors", "--retry-delay", "1"]
     monitor = enclave.pipeline("exec", "--system", enclave.cid, "--", "fs-monitor")
     (shell.directory / "ahead.bin").write_bytes(DATA)
     shell.run(*enclave.pipeline("cp", "ahead.bin", f"{enclave.cid}:/data/ahead.bin"))
@@ -189,7 +189,7 @@ def test_file_is_attested_before_anybody_asks(shell, enclave, ra):
 def test_file_in_the_enclave_is_proven_to_be_ours(shell, enclave, ra, measurements):
     (shell.directory / "ours.bin").write_bytes(DATA)
     shell.run(*enclave.pipeline("cp", "ours.bin", f"{enclave.cid}:/data/ours.bin"))
-    curl = ["curl", "-sSfk", "--retry", "60", "--retry-all-errors", "--retry-delay", "1"]
+    curl = ["curl", "-sSfk", "--retry", "280", "--retry-all-errors", "--retry-delay", "1"]
     shell.run(*curl, f"{ra}/hash/?path=/data/ours.bin")  # fs-monitor has told of it
     prove = ["attest", "file", "--url", ra, "/data/ours.bin", "--measurements", "pcrs.json"]
     trust = ["--insecure-dev-root", enclave.dev_root]
