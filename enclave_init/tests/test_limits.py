@@ -91,9 +91,11 @@ def booted(_namespaces, tmp_path_factory):
                  + "LimitRTPRIO = 1\nLimitRTTIME = '100000:infinity'\n")  # fmt: skip
     names = sorted(path.name.removesuffix(".service") for path in (machine.image / "service").iterdir())
     machine.unit("zz", "ExecStart = 'true'\n" + ONCE + OVER + f"After = {names}\n")
-    machine.boot().wait()
-    yield machine
-    machine.close()
+    try:
+        machine.boot().wait()
+        yield machine
+    finally:
+        machine.close()
 
 
 def ended(machine, name, words):

@@ -50,8 +50,10 @@ def booted(_namespaces, tmp_path_factory):
         "settled": sh("while ! [ -e /tmp/s-ready ] || [ $(cat /tmp/s /tmp/f /tmp/l | wc -l) -lt 12 ]; do true; done")
         + ONCE,
     }  # fmt: skip
-    yield Booted(machine, units)
-    machine.close()
+    try:
+        yield Booted(machine, units)
+    finally:
+        machine.close()
 
 
 def test_environment_files_in_their_order_above_the_unit_s_own(booted):
