@@ -148,7 +148,8 @@ class Emulator:
         return json.loads((self.runtime_dir / "enclaves" / enclave_id / "state.json").read_text())
 
     def states(self):
-        return [self.state(path.name) for path in (self.runtime_dir / "enclaves").glob("i-*")]
+        """Of all that have one by now."""
+        return [json.loads(path.read_text()) for path in (self.runtime_dir / "enclaves").glob("i-*/state.json")]
 
     def traces(self):
         """Everything of enclaves that exists in the runtime directory."""

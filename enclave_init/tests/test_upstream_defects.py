@@ -4,6 +4,7 @@ had no place elsewhere are here.
 """
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -67,7 +68,7 @@ def test_stream_outlives_a_reload_and_leaves_nothing_when_it_ends(machine):
     machine.file("/etc/init.toml", "[logs]\nto_parent = 'all'\n")
     machine.unit("app", sh("while sleep 0.02; do echo tick; done"))
     machine.boot().wait_line("app: tick")
-    before = len(os.listdir(f"/proc/{machine.pid1}/fd"))
+    before = open_files(machine.pid1)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.settimeout(PATIENCE_S)
         listener.bind(str(machine.runtime / "fabric/16/parent/9777.sock"))
@@ -85,7 +86,7 @@ def test_stream_outlives_a_reload_and_leaves_nothing_when_it_ends(machine):
         assert "Error" in json.loads(
             raw(machine, b'{"ServiceLogsStream":{"name":"app","vsock_cid":3,"vsock_port":9777}}')
         )
-    machine.wait_for(lambda: len(os.listdir(f"/proc/{machine.pid1}/fd")) <= before)
+    machine.wait_for(lambda: not open_files(machine.pid1) - before)
 
 
 @pytest.fixture
@@ -115,23 +116,32 @@ def as_parent(machine):
         process.communicate()
 
 
+def open_files(pid):
+    """What its descriptors are, by inode; one that is closed while we look is left out."""
+    directory, found = f"/proc/{pid}/fd", set()
+    for number in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(f"{directory}/{number}"))
+    return found
+
+
 def test_logs_stream_ends_when_it_is_told_to_and_by_itself(machine, as_parent):
     machine.file("/etc/init.toml", "[logs]\nto_parent = 'all'\n")
     machine.unit("app", sh("echo first; exec sleep 1000"))
     machine.boot().wait_line("app: first")
     machine.initctl("ping")
-    before = len(os.listdir(f"/proc/{machine.pid1}/fd"))
+    before = open_files(machine.pid1)
     follower = as_parent("app", "--listen-port", 9801, "--follow")
-    machine.wait_for(lambda: len(os.listdir(f"/proc/{machine.pid1}/fd")) > before)
+    machine.wait_for(lambda: open_files(machine.pid1) - before)
     # interrupted while the unit says nothing: it ends all the same, and so does the stream in the enclave
     follower.send_signal(signal.SIGINT)
     assert follower.wait(PATIENCE_S) == 130
-    machine.wait_for(lambda: len(os.listdir(f"/proc/{machine.pid1}/fd")) <= before)
+    machine.wait_for(lambda: not open_files(machine.pid1) - before)
     # without --follow it ends by itself although the unit is silent; any CID may listen, the parent is dialled
     brief = as_parent("app", "--listen-port", 9802)
     _, errors = brief.communicate(timeout=PATIENCE_S)
     assert (brief.returncode, errors) == (0, b"")
-    machine.wait_for(lambda: len(os.listdir(f"/proc/{machine.pid1}/fd")) <= before)
+    machine.wait_for(lambda: not open_files(machine.pid1) - before)
 
 
 def test_logs_stream_says_that_its_port_is_taken(machine, as_parent):

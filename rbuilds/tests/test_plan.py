@@ -29,6 +29,7 @@ from enclavekit_rbuilds.cli import main
 from enclavekit_rbuilds.framework.origin import Origin
 from enclavekit_rbuilds.kernel.model import Kernel
 from enclavekit_rbuilds.manifest.clients import Client
+from enclavekit_rbuilds.manifest.control import ControlGrant
 from enclavekit_rbuilds.manifest.model import IngressRule, KernelChoice, Network, Resources
 from enclavekit_rbuilds.plan.run import forecast_plan, run_plan
 from enclavekit_rbuilds.plan.source import fingerprint
@@ -461,6 +462,7 @@ CHANGES = {
     "clients": (Client("alice", "PEM", ["exec"]),),
     "attestation": (("etc/enclavekit/ra-web-srv.yaml", b"{}"),),
     "proxied_port": None,  # stands in the files of "attestation"
+    "control": (ControlGrant("web", ["status"]),),
     "logs": b"[logs]\nformat = 'json'\n",
     "name": "shop",
     "version": "2",
