@@ -13,6 +13,10 @@ import pytest
 from .conftest import NOTES, forwarded, start_enclave
 
 pytestmark = pytest.mark.xdist_group("enclave")  # one image and one enclave for all of them
+# tests that start another enclave: a virtual machine more takes up to a minute of all processors
+boots_another = pytest.mark.parametrize(
+    "enclave", ["process", pytest.param("qemu", marks=pytest.mark.long)], indirect=True
+)
 
 DATA = secrets.token_bytes(300_000)
 
@@ -257,6 +261,7 @@ def test_client_without_a_policy_goes_nowhere(shell, enclave):
     shell.refusal("pipeline", "exec", "--identity", "keys/alice", enclave.cid, "--", "id", expect=255)
 
 
+@boots_another
 def test_debug_enclave_is_refused_unless_allowed(shell, enclave, notes):
     debug = start_enclave(shell, notes, "--debug-mode", "--enclave-name", "debugged", machine=enclave.machine)
     try:
@@ -266,6 +271,7 @@ def test_debug_enclave_is_refused_unless_allowed(shell, enclave, notes):
         shell.run("nitro-emu", "terminate-enclave", "--enclave-id", debug.id)
 
 
+@boots_another
 def test_two_enclaves_run_side_by_side(shell, enclave, notes):
     second = start_enclave(shell, notes, "--enclave-name", "second", machine=enclave.machine)
     try:
@@ -285,6 +291,7 @@ def test_taken_cid_is_refused(shell, enclave, notes):
     assert b"[ E" in done.stderr
 
 
+@boots_another
 def test_app_exit_status_reaches_the_parent(shell, enclave, notes):
     app = start_enclave(shell, notes, "--enclave-name", "mortal", machine=enclave.machine)
     # the app's main process is the session leader that PID 1 started in the app's root

@@ -9,7 +9,11 @@ import pytest
 
 from .conftest import start_enclave
 
-pytestmark = [pytest.mark.xdist_group("enclave"), pytest.mark.parametrize("enclave", ["qemu"], indirect=True)]
+pytestmark = [
+    pytest.mark.long,  # two virtual machines
+    pytest.mark.xdist_group("enclave"),
+    pytest.mark.parametrize("enclave", ["qemu"], indirect=True),
+]
 
 PORT, NOBODY = 7100, 7101
 BYTES = 6 << 20

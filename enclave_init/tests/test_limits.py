@@ -11,9 +11,13 @@ import pytest
 
 from .test_unit_effects import ONCE, OVER, py
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: limits bind who has no capabilities")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: limits bind who has no capabilities"),
+    pytest.mark.xdist_group("limits"),  # one enclave for all of them
+]
 
-FIRST_USER = 54321  # each unit has one of its own: some limits count what a user has on the whole machine
+# each unit has one of its own, and no other run of the tests has it: some limits count all of a user's on the machine
+FIRST_USER = 20_000 + os.getpid() % 2000 * 20
 
 # what a process can do; each line of `tried` is a limit and what came of running into it
 TRIES = r"""
