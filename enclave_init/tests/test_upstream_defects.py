@@ -3,11 +3,9 @@
 had no place elsewhere are here.
 """
 
-import ast
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -24,24 +22,11 @@ from .test_pid1 import py, sh
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/reference/init-defects.md"
 DEFECTS = 31
-REFERENCE = re.compile(r"`([\w/]+\.py)::(\w+)`")
 INITCTL = [sys.executable, "-c", "import sys; from enclavekit_enclave_init.initctl.cli import main; sys.exit(main())"]
 
 
-def test_each_defect_has_tests_that_exist():
-    rows = [line.split("|")[1:-1] for line in PAGE.read_text().splitlines() if re.match(r"\| \d+ \|", line)]
-    assert [int(row[0]) for row in rows] == list(range(1, DEFECTS + 1))
-    functions = {}
-    for row in rows:
-        named = REFERENCE.findall(row[-1])
-        assert named, f"defect {row[0]}: no test"
-        for path, name in named:
-            file = ROOT / path if path.startswith("tests/") else ROOT / "enclave_init/tests" / path
-            if file not in functions:
-                tree = ast.parse(file.read_text())
-                functions[file] = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-            assert name in functions[file], f"defect {row[0]}: there is no {path}::{name}"
-            assert name.startswith("test_")
+def test_each_defect_has_tests_that_exist(check_defects_page):
+    check_defects_page(PAGE, DEFECTS, Path(__file__).parent)
 
 
 def test_pid_1_forks_from_a_single_thread(machine):

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is wrong with the Rust framework's proxies is not so here: a page names tests for each, and they exist."""
 
-import ast
 import json
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -15,23 +13,10 @@ from enclavekit_core.streams import Listener, connect
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/reference/pf-proxy-defects.md"
 DEFECTS = 20
-REFERENCE = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
 
-def test_each_defect_has_tests_that_exist():
-    rows = [line.split("|")[1:-1] for line in PAGE.read_text().splitlines() if re.match(r"\| \d+ \|", line)]
-    assert [int(row[0]) for row in rows] == list(range(1, DEFECTS + 1))
-    functions = {}
-    for row in rows:
-        named = REFERENCE.findall(row[-1])
-        assert named, f"defect {row[0]}: no test"
-        for path, name in named:
-            file = ROOT / path if "/" in path else ROOT / "pf_proxy/tests" / path
-            if file not in functions:
-                tree = ast.parse(file.read_text())
-                functions[file] = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-            assert name in functions[file], f"defect {row[0]}: there is no {path}::{name}"
-            assert name.startswith("test_")
+def test_each_defect_has_tests_that_exist(check_defects_page):
+    check_defects_page(PAGE, DEFECTS, Path(__file__).parent)
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 that had no place elsewhere are here.
 """
 
-import ast
 import contextlib
 import dataclasses
 import json
 import os
-import re
 import socket
 import ssl
 import subprocess
@@ -25,25 +23,10 @@ PAGE = ROOT / "docs/reference/pipeline-defects.md"
 DEFECTS = 22
 TAPPED_CID, OWN_CID = 31, 32
 WORD = "Kohlrabi-4711"  # what is looked for where it must not be
-REFERENCE = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
 
-def test_each_defect_has_tests_that_exist():
-    rows = [line.split("|")[1:-1] for line in PAGE.read_text().splitlines() if re.match(r"\| \d+ \|", line)]
-    assert [int(row[0]) for row in rows] == list(range(1, DEFECTS + 1))
-    functions = {}
-    for row in rows:
-        named = REFERENCE.findall(row[-1])
-        assert named, f"defect {row[0]}: no test"
-        for path, name in named:
-            file = ROOT / path if path.startswith("tests/") else ROOT / "pipeline/tests" / path
-            if file not in functions:
-                tree = ast.parse(file.read_text())
-                functions[file] = {
-                    node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-                }
-            assert name in functions[file], f"defect {row[0]}: there is no {path}::{name}"
-            assert name.startswith("test_")
+def test_each_defect_has_tests_that_exist(check_defects_page):
+    check_defects_page(PAGE, DEFECTS, Path(__file__).parent)
 
 
 @contextlib.contextmanager
