@@ -19,6 +19,7 @@ from typing import Any
 
 from enclavekit_core.address import Address, VsockAddress
 from enclavekit_core.errors import ConfigError, EnclavekitError, InputError
+from enclavekit_core.exposition import CONTENT_TYPE
 from enclavekit_core.streams import Listener
 
 from enclavekit_fs_monitor.directory_digest import NotHashedError, NotThereError
@@ -26,7 +27,6 @@ from enclavekit_fs_monitor.directory_digest import NotHashedError, NotThereError
 MAX_REQUESTS = 16  # at a time; a few tools and a scraper ask
 REQUEST_TIMEOUT_S = 30.0
 ACCEPT_PAUSE_S = 1.0  # after a connection that could not be taken: no descriptor is free, and may be again
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Answer = Callable[[dict[str, str]], object]
 """Takes the query; returns what becomes JSON, or text."""
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         is_text = isinstance(body, str)
         data = (body if isinstance(body, str) else json.dumps(body) + "\n").encode("utf-8")
         self.send_response(status)
-        self.send_header("Content-Type", METRICS_TYPE if is_text else "application/json")
+        self.send_header("Content-Type", CONTENT_TYPE if is_text else "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

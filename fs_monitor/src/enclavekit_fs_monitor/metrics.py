@@ -6,8 +6,12 @@ Source: Prometheus documentation, "Exposition formats", text format 0.0.4.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from enclavekit_core import exposition
 
 PREFIX = "fs_monitor_"
 
@@ -67,21 +71,7 @@ class Lag:
 
 def render(samples: Iterable[tuple[str, str, str, float, dict[str, str]]]) -> str:
     """Return the exposition of (name, kind, help, value, labels); those of one name follow each other."""
-    lines: list[str] = []
-    previous = ""
-    for name, kind, text, value, labels in samples:
-        if name != previous:
-            lines += [f"# HELP {PREFIX}{name} {text}", f"# TYPE {PREFIX}{name} {kind}"]
-            previous = name
-        pairs = ",".join(f'{key}="{_escape(label)}"' for key, label in labels.items())
-        lines.append(f"{PREFIX}{name}{{{pairs}}} {value:g}" if pairs else f"{PREFIX}{name} {_number(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{value:.6f}"
-
-
-def _escape(label: str) -> str:
-    text = label.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return exposition.render(
+        exposition.Metric(PREFIX + name, kind, text, [(labels, value) for *_, value, labels in group])
+        for (name, kind, text), group in itertools.groupby(samples, key=operator.itemgetter(0, 1, 2))
+    )

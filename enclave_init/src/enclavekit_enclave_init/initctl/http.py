@@ -9,26 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from enclavekit_enclave_init.initctl.metrics import CONTENT_TYPE
-
-REASONS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 503: "Service Unavailable"}
-
-
-def parse_request_line(line: bytes) -> str | None:
-    """Return the path of a GET; None if it is none."""
-    words = line.split(b" ")
-    if len(words) != 3 or words[0] != b"GET" or not words[2].startswith(b"HTTP/1.") or not words[1].isascii():
-        return None
-    return words[1].partition(b"?")[0].decode()
-
-
-def encode_response(status: int, body: bytes, content_type: str = "application/json") -> bytes:
-    """Return a whole response; the connection ends after it."""
-    head = (
-        f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {content_type}\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + body
+from enclavekit_core.exposition import CONTENT_TYPE
+from enclavekit_core.http_get import encode_response
 
 
 def answer_get(path: str, health: dict[str, Any], metrics: str) -> bytes:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from enclavekit_enclave_init.supervision.state import State, UnitStatus
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 UP = (State.RUNNING.value, State.DONE.value)
 
 

@@ -10,12 +10,12 @@ import traceback
 
 from enclavekit_core.address import UnixAddress
 from enclavekit_core.errors import EnclavekitError, InputError, TransportError, describe_cause
+from enclavekit_core.http_get import encode_response, parse_request_line
 from enclavekit_core.streams import Listener
 
 from enclavekit_enclave_init.initctl.access import Caller, ControlConfig, explain_refusal, permissions_of
 from enclavekit_enclave_init.initctl.connection import Connection
 from enclavekit_enclave_init.initctl.framing import Framing
-from enclavekit_enclave_init.initctl.http import encode_response, parse_request_line
 from enclavekit_enclave_init.initctl.requests import STATUS, decode_request
 from enclavekit_enclave_init.initctl.service import ControlService
 from enclavekit_enclave_init.logs.journal import Journal
@@ -102,11 +102,11 @@ class ControlServer:
             connection.finish()
 
     def _on_get(self, connection: Connection, line: bytes) -> None:
-        path = parse_request_line(line)
-        if path is None:
+        asked = parse_request_line(line)
+        if asked is None:
             connection.send(encode_response(400, b'{"error":"only GET is known"}\n'))
         elif STATUS not in permissions_of(self._config, connection.caller):
             connection.send(encode_response(403, b'{"error":"not allowed"}\n'))
         else:
-            connection.send(self._service.answer_get(path))
+            connection.send(self._service.answer_get(asked[0]))
         connection.finish()

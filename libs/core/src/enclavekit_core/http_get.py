@@ -12,6 +12,7 @@ MAX_REQUEST_BYTES = 16 * 1024  # headers of curl and Prometheus take hundreds
 REASONS = {
     200: "OK",
     400: "Bad Request",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     503: "Service Unavailable",
@@ -28,9 +29,17 @@ def decode_get(data: bytes) -> tuple[str, str] | None:
         if len(data) > MAX_REQUEST_BYTES:
             raise RemoteProtocolError(f"cannot read request: more than {MAX_REQUEST_BYTES} bytes")
         return None
-    words = data[: data.index(b"\r\n")].split(b" ")
-    if len(words) != 3 or words[0] != b"GET" or not words[2].startswith(b"HTTP/1.") or not words[1].isascii():
+    found = parse_request_line(data[: data.index(b"\r\n")])
+    if found is None:
         raise RemoteProtocolError("cannot read request: it is no GET")
+    return found
+
+
+def parse_request_line(line: bytes) -> tuple[str, str] | None:
+    """Return path and query of a GET, as they were sent; None if it is none."""
+    words = line.split(b" ")
+    if len(words) != 3 or words[0] != b"GET" or not words[2].startswith(b"HTTP/1.") or not words[1].isascii():
+        return None
     path, _, query = words[1].decode("ascii").partition("?")
     return path, query
 
