@@ -122,28 +122,15 @@ def run_wait(args: argparse.Namespace) -> int:
         finally:
             client.close()
     except NitroError:
+        from enclavekit_core.processes import wait_for_process
+
         # it ended between our look and our question: how, is known once its process has cleaned up
-        _wait_until_gone(record)
+        wait_for_process(record.supervisor, GONE_TIMEOUT_S)
         ended: EndRecord | None = store.find_end(enclave_id=record.enclave_id)
         if ended is None:
             raise
         return _print_end(ended.to_json(), ended.command_status())
     return _print_end(answer["end"], int(answer["status"]))
-
-
-def _wait_until_gone(record: EnclaveRecord) -> None:
-    """Wait for the end of a supervisor that listens no more."""
-    from enclavekit_core.processes import is_alive, wait_for_end
-
-    try:
-        handle = os.pidfd_open(record.supervisor.pid)
-    except ProcessLookupError:
-        return
-    try:
-        if is_alive(record.supervisor):
-            wait_for_end(handle, GONE_TIMEOUT_S)
-    finally:
-        os.close(handle)
 
 
 def _print_end(end: dict[str, Any], status: int) -> int:

@@ -57,11 +57,23 @@ def signal_and_wait(process: ProcessId, number: int, timeout_s: float) -> bool:
         os.close(handle)
 
 
-def wait_for_end(pidfd: int, timeout_s: float) -> bool:
+def wait_for_process(process: ProcessId, timeout_s: float | None = None) -> bool:
+    """Wait until a process that need not be our child has ended, by default however long; say whether it has."""
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return not is_alive(process) or wait_for_end(handle, timeout_s)
+    finally:
+        os.close(handle)
+
+
+def wait_for_end(pidfd: int, timeout_s: float | None) -> bool:
     """Wait until the process behind `pidfd` has ended; say whether it has."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(timeout_s * 1000))
+    return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))
 
 
 def catches_signal(pid: int, number: int) -> bool:

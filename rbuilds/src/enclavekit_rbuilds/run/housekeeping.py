@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
-from enclavekit_core.processes import is_alive, wait_for_end
+from enclavekit_core.processes import wait_for_process
 
 from enclavekit_rbuilds.run.leftovers import adopt_orphans, settle
 from enclavekit_rbuilds.run.model import LaunchError, RunningEnclave
 from enclavekit_rbuilds.run.store import Store
 
-WAIT_TURN_S = 3600.0
 SUPERVISOR_TIMEOUT_S = 60.0  # it stops its proxies one after the other, each in a few seconds at most
 
 
@@ -28,16 +26,7 @@ def wait_for_enclave(store: Store, enclave: RunningEnclave) -> None:
     record = store.read(enclave.cid)
     if record is None or record.enclave is None or record.enclave.id != enclave.id:
         return  # its supervisor notes the end before it lets go of the record
-    try:
-        handle = os.pidfd_open(record.supervisor.pid)
-    except ProcessLookupError:
-        return
-    try:
-        if is_alive(record.supervisor):
-            while not wait_for_end(handle, WAIT_TURN_S):
-                pass
-    finally:
-        os.close(handle)
+    wait_for_process(record.supervisor)
 
 
 def wait_for_supervisor(store: Store, enclave: RunningEnclave) -> None:
@@ -45,12 +34,5 @@ def wait_for_supervisor(store: Store, enclave: RunningEnclave) -> None:
     record = store.read(enclave.cid)
     if record is None or record.enclave is None or record.enclave.id != enclave.id:
         return  # not started by rbuilds, or all done
-    try:
-        handle = os.pidfd_open(record.supervisor.pid)
-    except ProcessLookupError:
-        return
-    try:
-        if is_alive(record.supervisor) and not wait_for_end(handle, SUPERVISOR_TIMEOUT_S):
-            raise LaunchError("end", f"the proxies of {enclave.name}", f"process {record.supervisor.pid} still runs")
-    finally:
-        os.close(handle)
+    if not wait_for_process(record.supervisor, SUPERVISOR_TIMEOUT_S):
+        raise LaunchError("end", f"the proxies of {enclave.name}", f"process {record.supervisor.pid} still runs")
