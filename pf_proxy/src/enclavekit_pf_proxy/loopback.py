@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an enclave's egress needs of the loopback interface: addresses of other machines on it, to know when all
-proxies listen, and that it takes in what TPROXY is to have.
+"""What an enclave's egress needs of the loopback interface: to know when all proxies listen, and that it takes in what
+TPROXY is to have.
 
-    python3 -m enclavekit_pf_proxy.loopback claim ADDRESS...     needs CAP_NET_ADMIN
     python3 -m enclavekit_pf_proxy.loopback wait ADDRESS:PORT...
     python3 -m enclavekit_pf_proxy.loopback deliver MARK         needs CAP_NET_ADMIN; may be repeated
 
-An app that is to reach 192.0.2.7 connects to that very address: in the enclave it belongs to the loopback interface,
-and a proxy listens there. Source: netdevice(7); if_inet6.h (struct in6_ifreq); proc(5), /proc/net/tcp.
+Source: proc(5), /proc/net/tcp.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import ipaddress
-import socket
 import struct
 import sys
 import time
@@ -23,36 +19,12 @@ from collections.abc import Iterable
 
 from enclavekit_core.address import TcpAddress, parse_address
 from enclavekit_core.cli import run_command
-from enclavekit_core.errors import ConfigError, TransportError
+from enclavekit_core.errors import TransportError
 
-INTERFACE = b"lo"
-SIOCSIFADDR, SIOCSIFNETMASK = 0x8916, 0x891C
-IFREQ_ADDRESS = struct.Struct("16sHxx4s16x")  # struct ifreq with a sockaddr_in: name, family, address
-IN6_IFREQ = struct.Struct("16sIi")  # address, prefix length, interface index
 LISTEN = "0A"  # state in /proc/net/tcp
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 WAIT_S = 10.0  # a proxy listens within half a second of its start; who is later than this has failed
 POLL_S = 0.02  # the tables are two small reads, and the app waits
-
-
-def claim_address(text: str, number: int) -> None:
-    """Give the loopback interface the address `text`; `number` tells IPv4 addresses apart. Raises TransportError."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError as exc:
-        raise ConfigError(f"address {text!r}", "", "it is not an IP address") from exc
-    try:
-        if isinstance(address, ipaddress.IPv4Address):
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                alias = INTERFACE + b":%d" % number  # a label: each holds one address beside 127.0.0.1
-                for request, value in ((SIOCSIFADDR, address.packed), (SIOCSIFNETMASK, b"\xff" * 4)):
-                    fcntl.ioctl(sock, request, IFREQ_ADDRESS.pack(alias, socket.AF_INET, value))
-        else:
-            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
-                index = socket.if_nametoindex(INTERFACE.decode())
-                fcntl.ioctl(sock, SIOCSIFADDR, IN6_IFREQ.pack(address.packed, 128, index))
-    except OSError as exc:
-        raise TransportError("claim address", text, exc) from exc
 
 
 def parse_listeners(table: str) -> frozenset[tuple[str, int]]:
@@ -94,7 +66,6 @@ def wait_for_listeners(wanted: Iterable[tuple[str, int]], timeout_s: float = WAI
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loopback", description="Prepare the loopback interface for egress.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("claim", help="give it addresses").add_argument("addresses", nargs="+", metavar="ADDRESS")
     commands.add_parser("wait", help="wait until all listen").add_argument("addresses", nargs="+", metavar="HOST:PORT")
     deliver = commands.add_parser("deliver", help="have packets with MARK delivered here, whomever they are for")
     deliver.add_argument("mark", metavar="MARK", type=lambda text: int(text, 0))
@@ -102,10 +73,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.command == "claim":
-        for number, address in enumerate(args.addresses, 1):
-            claim_address(address, number)
-        return 0
     if args.command == "deliver":
         from enclavekit_pf_proxy.network.routing import add_mark_routing
 
