@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Annotated, Any
 
-from enclavekit_core.address import MAX_U32, TcpAddress, VsockAddress, parse_address
+from enclavekit_core.address import MAX_U32, TcpAddress, VsockAddress, parse_address, parse_port_range
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError
 from msgspec import UNSET, Meta, UnsetType
@@ -27,7 +27,6 @@ from enclavekit_pf_proxy.rules.divert import (
     Origin,
     RuleSet,
     check_name,
-    parse_port_range,
 )
 from enclavekit_pf_proxy.service import (
     LISTENS_ON_VSOCK,

@@ -8,6 +8,7 @@ are accepted where a flag says which of the two it takes (`default_scheme`).
 from __future__ import annotations
 
 import posixpath
+import re
 from dataclasses import dataclass
 
 from enclavekit_core.errors import ConfigError
@@ -21,6 +22,7 @@ MIN_ENCLAVE_CID = 4
 PORT_ANY = 0xFFFFFFFF
 MAX_U32 = 0xFFFFFFFF
 MAX_TCP_PORT = 65535
+PORT_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 
 CID_NAMES = {"hypervisor": CID_HYPERVISOR, "local": CID_LOCAL, "parent": CID_PARENT, "any": CID_ANY}
 NAMES_OF_CIDS = {number: name for name, number in CID_NAMES.items()}
@@ -106,6 +108,15 @@ def parse_listed_address(text: str, source: str) -> TcpAddress | UnixAddress:
     if isinstance(address, UnixAddress) and posixpath.normpath(address.path) != address.path:
         raise ConfigError(source, "", f"path {address.path!r} is not plain")
     return address
+
+
+def parse_port_range(port: int | str) -> tuple[int, int]:
+    """Return the first and last port of a number or `FIRST-LAST`. Raises ValueError that says what is wrong."""
+    found = PORT_RANGE.fullmatch(str(port))
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last <= MAX_TCP_PORT:
+        raise ValueError(f"{port!r} is neither a port nor a range FIRST-LAST of ports")
+    return first, last
 
 
 def _split_port(rest: str, text: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from enclavekit_core.address import parse_port_range
 from enclavekit_core.config import StrictConfig, parse_config
 from enclavekit_core.errors import ConfigError
 from enclavekit_core.host_names import matches, normalise_pattern
@@ -152,11 +153,10 @@ def _target(rule: AllowConfig | DenyConfig, where: str, source: str) -> tuple[st
 def _parse_ports(ports: Ports, where: str, source: str) -> tuple[tuple[int, int], ...]:
     found = []
     for port in ports:
-        first, dash, last = str(port).partition("-")
-        digits = all(text.isascii() and text.isdigit() for text in (first, last or first))
-        if not digits or (dash and not last) or not 1 <= int(first) <= int(last or first) <= MAX_PORT:
-            raise ConfigError(source, where, f"{port!r} is neither a port nor a range FIRST-LAST of ports")
-        found.append((int(first), int(last or first)))
+        try:
+            found.append(parse_port_range(port))
+        except ValueError as exc:
+            raise ConfigError(source, where, str(exc)) from exc
     return tuple(found)
 
 

@@ -6,11 +6,11 @@ One script is one transaction of the kernel: all of it is in, or nothing has cha
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable
 
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+from enclavekit_core.ip_addresses import IpAddress
+
 PLACE = re.compile(r"^\S*?:\d+:\d+-\d+: ")  # file, line and columns
 
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from enclavekit_core.address import MAX_TCP_PORT, TcpAddress
+from enclavekit_core.address import TcpAddress
 from enclavekit_core.errors import ConfigError
 from enclavekit_core.ip_addresses import IpNetwork
 
@@ -18,7 +18,6 @@ from enclavekit_pf_proxy.wire.request import Protocol
 
 DEFAULT_NAME = "pf_proxy"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,15}")  # a chain's name has 28 characters, and ours add to it
-PORT_RANGE = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 OWN_MARK = 0x00E60001
 """On all that a proxy sends over IP: never diverted, whichever proxy's rules they are."""
 LOOPBACK: dict[int, tuple[IpNetwork, ...]] = {
@@ -132,15 +131,6 @@ class RuleSet:
         if self.dns is None:
             return False
         return self.dns.host == "::" or ipaddress.ip_address(self.dns.host).version == version
-
-
-def parse_port_range(port: int | str) -> tuple[int, int]:
-    """Return the first and last port of a number or `FIRST-LAST`. Raises ValueError that says what is wrong."""
-    found = PORT_RANGE.fullmatch(str(port))
-    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-    if not 1 <= first <= last <= MAX_TCP_PORT:
-        raise ValueError(f"{port!r} is neither a port nor a range FIRST-LAST of ports")
-    return first, last
 
 
 def check_name(name: str, source: str) -> str:
