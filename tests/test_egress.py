@@ -55,7 +55,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         if b"/usr/bin/pf-proxy\\0run" in words.read():
             os.kill(int(pid), signal.SIGKILL)
 """
-WAIT = "python3 -I -m enclavekit_pf_proxy.loopback wait 127.0.0.1:53"
+WAIT = "python3 -I -m enclavekit_pf_proxy.loopback wait "
 REACHED = {
     f"{CURL} https://good.test/": f"{PUBLIC} for good.test",
     f"{CURL} http://good.test/ http://good.test/again": f"{PUBLIC} for good.test\n{PUBLIC} for good.test",
@@ -194,13 +194,13 @@ class Running:
         return [json.loads(line[line.index("{") :]) for line in text.splitlines() if '"event"' in line]
 
 
-def run(shell, world, image, *words):
+def run(shell, world, image, *words, resolver="127.0.0.1:53"):
     argv = world.here("rbuilds", "run", image, "--backend", "nitro-emu", "--resolver", "127.0.0.1", "--json", *words)
     started = shell.json(*argv)
     root = shell.output("nitro-emu", "dev-root").strip()
     running = Running(shell, image, started["cid"], started["network"], root)
     # the app waits for the network, who enters does not
-    running.exec("--system", "--", "sh", "-c", f"until {WAIT}; do :; done")
+    running.exec("--system", "--", "sh", "-c", f"until {WAIT}{resolver}; do :; done")
     return running
 
 
@@ -356,19 +356,22 @@ def test_ipv6_is_there_where_the_manifest_has_it(shell, world, clients, tmp_path
     """About 20 s: an image and an enclave of their own."""
     text = MANIFEST.replace("network:\n", "network:\n  ipv6: true\n").replace("dns.test", "dns6.test")
     image, _ = build(shell, clients, tmp_path, text)
-    running = run(shell, world, image, "--bind", "127.0.0.2")
+    running = run(shell, world, image, "--bind", "127.0.0.2", resolver="[::]:53")
     try:
-        good, by_4, by_python = (
-            f"{CURL} -6 http://good.test/",
-            f"{CURL} -4 http://good.test/",
-            f"{PYTHON} http://good.test/",
-        )
+        by_6 = f"{CURL} -6 http://good.test/"
+        # the parent need not have IPv6: who has the choice takes IPv4
+        by_4 = [f"{CURL} -4 http://good.test/", f"{CURL} http://good.test/", f"{PYTHON} http://good.test/"]
         raw, other = f"{CURL} http://[{PUBLIC_6}]/", f"{CURL} -6 -H 'Host: neighbour.test' http://good.test/"
-        datagrams = "dig +short -p 5300 @dns6.test good.test"
-        found = running.try_all([good, by_4, by_python, raw, other, datagrams])
-        assert found.pop(datagrams) == (0, PUBLIC)
-        assert found.pop(good) == found.pop(by_python) == (0, f"{PUBLIC_6} for good.test")
-        assert found.pop(by_4) == (0, f"{PUBLIC} for good.test")
+        asked = [
+            "dig +short -p 5300 @dns6.test good.test",
+            "dig +short @2001:db8::53 good.test",
+            "dig +tcp +short @2001:db8::53 good.test",
+            "dig +short @8.8.8.8 good.test",
+        ]
+        found = running.try_all([by_6, *by_4, raw, other, *asked])
+        assert {command: found.pop(command) for command in asked} == dict.fromkeys(asked, (0, PUBLIC))
+        assert found.pop(by_6) == (0, f"{PUBLIC_6} for good.test")
+        assert {found.pop(command) for command in by_4} == {(0, f"{PUBLIC} for good.test")}
         assert all(status != 0 for status, _ in found.values())
     finally:
         shell.run("rbuilds", "drop", str(running.cid))
