@@ -12,13 +12,14 @@ from typing import TypeVar
 
 from enclavekit_core.errors import RemoteProtocolError
 
-from enclavekit_pipeline.channel.file_user import reaching_files_as
+from enclavekit_pipeline.channel.file_user import reaching_files_as, without_capabilities
 from enclavekit_pipeline.channel.mux import Stream
 from enclavekit_pipeline.channel.tree_directories import OPEN_DIRECTORY, copy_error
 from enclavekit_pipeline.channel.tree_sink import TreeSink, WriteOptions
 from enclavekit_pipeline.channel.tree_source import ReadOptions, TreeSource
 from enclavekit_pipeline.channel.tree_transfer import InThread, receive_tree, send_tree
 from enclavekit_pipeline.enclave.clients import Grant, check_path
+from enclavekit_pipeline.enclave.confine import DROPPED_CAPABILITIES
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.workplace import Workplace
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest, Done
@@ -80,20 +81,26 @@ async def serve_copy_out(request: CopyOutRequest, grant: Grant, stream: Stream, 
 
 
 def files_thread(request: CopyInRequest | CopyOutRequest, grant: Grant, place: Workplace) -> InThread:
-    """Return what runs a function in a thread: as the user of the client's entry, if it names one.
+    """Return what runs a function in a thread: as the user of the client's entry, if it names one, and unless it may
+    act on the system, with no more privileges than a command of it has.
 
     Raises: InputError if there is no such user.
     """
-    if grant.user is None:
+    if grant.user is None and grant.system:
         return place.in_thread
-    uid, gid, _ = place.root_of(request).find_user(grant.user)
+    account = None if grant.user is None else place.root_of(request).find_user(grant.user)
 
-    def as_user(function: Callable[..., object], *args: object) -> object:
-        with reaching_files_as(uid, gid):
+    def as_client(function: Callable[..., object], *args: object) -> object:
+        with contextlib.ExitStack() as stack:
+            if not grant.system:
+                # root without them still reads and writes every file of the app, but not /proc of the framework
+                stack.enter_context(without_capabilities(DROPPED_CAPABILITIES))
+            if account is not None:
+                stack.enter_context(reaching_files_as(*account[:2]))
             return function(*args)
 
     async def in_thread(function: Callable[..., object], *args: object) -> object:
-        return await place.in_thread(as_user, function, *args)
+        return await place.in_thread(as_client, function, *args)
 
     return in_thread
 
