@@ -81,6 +81,9 @@ def test_existing_file_is_replaced_as_a_whole(enclave, tmp_path):
         ("none", f"{CID}:/data/x", 2),
         ("file", f"{CID}:/no/such/x", 2),
         ("file", f"{CID}:/data/..", 0),  # the root of the app, where `file` then is
+        ("file", f"{CID}:/data/none/", 2),
+        (f"{CID}:/etc/account", "none/", 2),  # cp would make no file `none` either
+        (f"{CID}:/etc/account", "file/", 2),
         (f"{CID}:/data/none", "here", 2),
         (f"{CID}:/data/..", ".", 2),
         (f"{CID}:relative", "here", 2),
@@ -90,8 +93,10 @@ def test_existing_file_is_replaced_as_a_whole(enclave, tmp_path):
 )
 def test_bad_input_is_one_line_and_leaves_nothing(enclave, tmp_path, source, target, code):
     (tmp_path / "file").write_bytes(b"x")
+    (enclave.app / "etc/account").write_bytes(b"y")
     done = enclave.run("cp", source, target)
     assert done.returncode == code, done.stderr
+    assert (tmp_path / "file").read_bytes() == b"x"
     lines = [line for line in done.stderr.decode().splitlines() if "warning" not in line]
     assert len(lines) == (1 if code else 0)
     assert all(line.startswith("pipeline: cannot ") for line in lines)
