@@ -141,6 +141,18 @@ def test_rules_for_iptables(rules_of):
     assert f"-A pf_proxy_in0 -p udp -j TPROXY --on-port 8888 --tproxy-mark {enclave.mark:#x}\n" in mangle
 
 
+def test_who_asks_for_rules_reads_no_policy_and_loads_nothing_that_serves(rules_of, tmp_path):
+    """An enclave's boot waits for it."""
+    rules_of(ENCLAVE)
+    (tmp_path / "policy.yaml").unlink()
+    script = (
+        f"import sys; from enclavekit_pf_proxy.cli import main; assert main({['rules', 'show', 'proxy.yaml', '--backend', 'nft']!r}) == 0\n"
+        "assert not {'dns', 'h11', 'enclavekit_pf_proxy.server'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "8888" in done.stdout, done.stderr
+
+
 def test_iptables_replaces_what_is_its_own_and_nothing_else(rules_of):
     lines = iptables.render_rules(rules_of(HOST), 4, {"nat": SAVED}).splitlines()
     assert lines.count("-D OUTPUT -j web_output") == 2  # both that somebody left

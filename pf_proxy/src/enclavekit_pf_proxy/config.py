@@ -17,7 +17,7 @@ from msgspec.structs import asdict
 from enclavekit_pf_proxy.cid_list import CidList
 from enclavekit_pf_proxy.destinations import DestinationRules, parse_range
 from enclavekit_pf_proxy.limits import Limits
-from enclavekit_pf_proxy.plan import Plan, parse_status
+from enclavekit_pf_proxy.plan import DnsPlan, Plan, parse_status
 from enclavekit_pf_proxy.rules.divert import Method
 from enclavekit_pf_proxy.rules.settings import (
     DivertConfig,
@@ -41,7 +41,6 @@ from enclavekit_pf_proxy.wire.request import Protocol
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.policy.gate import Gate
-    from enclavekit_pf_proxy.resolver.service import DnsPlan
 
 Seconds = Annotated[float, Meta(ge=0)]
 Cid = Annotated[int, Meta(ge=0, le=MAX_U32)]
@@ -127,14 +126,18 @@ class ProxyConfig(StrictConfig, frozen=True):
     """Where metrics and health are served over HTTP, e.g. 127.0.0.1:9464; empty: on the socket only."""
 
 
-def load_plan(path: str, learn_path: str = "") -> Plan:
+def load_plan(path: str, learn_path: str = "", *, serves: bool = True) -> Plan:
     """Read the file at `path`. Raises ConfigError, InputError.
 
-    Args: learn_path: have the policy allow everything and write what it took to this file.
+    Args:
+        learn_path: have the policy allow everything and write what it took to this file.
+        serves: False for who asks for rules and routes only: the policy is not read.
     """
     config = load_config(ProxyConfig, path)
     _check_finite(config, path)
-    gate = _load_gate(config, path, learn_path)
+    if config.dns is not None and not config.policy and not learn_path:
+        raise ConfigError(path, "dns", "it goes with a policy, which says what may be asked for")
+    gate = _load_gate(config, path, learn_path) if serves else None
     services = []
     for number, listener in enumerate(config.listeners):
         source = f"{path}: listeners[{number}]"
@@ -145,7 +148,7 @@ def load_plan(path: str, learn_path: str = "") -> Plan:
         services.append(service)
     if gate is not None and not any(service.gate for service in services):
         raise ConfigError(path, "policy", f"no listener is of mode {Mode.IP_TO_VSOCK_TRANSPARENT.value}")
-    dns = _to_dns_plan(config, gate, path)
+    dns = _to_dns_plan(config.dns, path) if config.dns is not None else None
     diverts = [service.divert for service in services if service.divert is not None]
     rules = to_rules(config.rules, diverts, dns.listen if dns is not None else None, path)
     network = to_network_plan(config.network, rules) if config.network is not None else None
@@ -178,17 +181,11 @@ def _load_gate(config: ProxyConfig, path: str, learn_path: str) -> Gate | None:
     return load_gate(policy_path, learn_path)
 
 
-def _to_dns_plan(config: ProxyConfig, gate: Gate | None, path: str) -> DnsPlan | None:
-    if config.dns is None:
-        return None
-    if gate is None:
-        raise ConfigError(path, "dns", "it goes with a policy, which says what may be asked for")
-    from enclavekit_pf_proxy.resolver.service import DnsPlan
-
-    listen = parse_address(config.dns.listen, "tcp")
+def _to_dns_plan(given: DnsConfig, path: str) -> DnsPlan:
+    listen = parse_address(given.listen, "tcp")
     if not isinstance(listen, TcpAddress):
-        raise ConfigError(path, "dns.listen", f"{config.dns.listen!r} is not HOST:PORT")
-    return DnsPlan(listen, tuple(parse_address(text, "vsock") for text in config.dns.upstreams), config.dns.timeout_s)
+        raise ConfigError(path, "dns.listen", f"{given.listen!r} is not HOST:PORT")
+    return DnsPlan(listen, tuple(parse_address(text, "vsock") for text in given.upstreams), given.timeout_s)
 
 
 def _to_service(listener: ListenerConfig, defaults: LimitsConfig, source: str) -> Service:

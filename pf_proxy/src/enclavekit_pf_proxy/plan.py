@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from enclavekit_core.address import TcpAddress, UnixAddress, parse_address
+from enclavekit_core.address import Address, TcpAddress, UnixAddress, parse_address
 from enclavekit_core.errors import ConfigError
 
 from enclavekit_pf_proxy.limits import Limits, descriptors_for
@@ -16,7 +16,6 @@ from enclavekit_pf_proxy.service import LISTENS_ON_VSOCK, Service
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.policy.gate import Gate
-    from enclavekit_pf_proxy.resolver.service import DnsPlan
 
 MAX_WORKERS = 64
 
@@ -29,6 +28,17 @@ class NetworkPlan:
     """An interface that every destination has a route over, so that programs may send there; empty: none."""
     versions: tuple[int, ...] = (4, 6)
     """The kinds of IP that have it; for another a program is told at once that there is no way."""
+
+
+@dataclass(frozen=True, slots=True)
+class DnsPlan:
+    """A resolver."""
+
+    listen: TcpAddress
+    """UDP and TCP."""
+    upstreams: Sequence[Address]
+    timeout_s: float = 3.0
+    """Of each upstream."""
 
 
 @dataclass(frozen=True, slots=True)

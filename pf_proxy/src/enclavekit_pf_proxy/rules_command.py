@@ -49,7 +49,7 @@ def run_rules(args: argparse.Namespace) -> int:
     from enclavekit_pf_proxy.rules.divert import Backend
     from enclavekit_pf_proxy.surroundings import RuleLock, around_rules
 
-    plan = load_plan(args.config)
+    plan = load_plan(args.config, serves=False)
     rules = plan.rules
     if rules is None and args.action != "remove":
         raise ConfigError(args.config, "", "no listener has `divert`: there are no rules")

@@ -85,7 +85,7 @@ def plan_network(
     config = f"/{PROXY_PATH.decode()}"
     units, files = {}, {PROXY_PATH: _proxy_config(egress, ingress).encode()}
     app_files: dict[bytes, bytes] = {}
-    options, requires, listening, transparent = [], [], [], []
+    options, listening, transparent = [], [], []
     if egress is not None:
         files |= egress.files()
         app_files[b"etc/resolv.conf"] = files[b"etc/resolv.conf"]
@@ -99,7 +99,6 @@ def plan_network(
                 "NoNewPrivileges": True,
             },
         )
-        requires = ["network-rules"]
         listening = [egress.dns_listen, egress.listen]
         transparent = ["CAP_NET_RAW"] if egress.has_udp else []  # to answer as the machine that was written to
         options = ["--insecure-learn", LEARNED_PATH] if egress.insecure_learn else []
@@ -109,8 +108,8 @@ def plan_network(
             "ExecStart": [PROXY, "run", config, *options],
             # the app does not start before it can be served
             **({"ExecStartPost": " ".join((*WAIT, *listening))} if listening else {}),
+            # beside the rules, which it does not need: only the app needs both
             "RequiredBy" if egress is not None else "Before": ["app"],
-            **({"Requires": requires} if requires else {}),
             "Restart": "always",
             "RestartSec": 1,
             "CapabilityBoundingSet": ["CAP_NET_BIND_SERVICE", *transparent],
