@@ -18,8 +18,9 @@ from enclavekit_core.errors import InputError
 from enclavekit_rbuilds.framework.wheel_lock import LockedWheel
 
 ALL_SERVICES = frozenset({"attestation", "files", "pipeline"})
-# no services of the manifest: what ingress rules need, and what egress rules need; nothing of them runs by itself
-NETWORK, EGRESS = "network", "egress"
+# no services of the manifest: what ingress rules need, what egress rules need, and what those need that read the name
+# of QUIC; nothing of them runs by itself
+NETWORK, EGRESS, QUIC = "network", "egress", "quic"
 OWN_PREFIX = "enclavekit-"
 EXTRA = re.compile(r"""extra == ["']([^"']+)["']""")  # of a line of Requires-Dist
 ALWAYS = ("enclavekit-enclave-init", "enclavekit-nsm")
@@ -58,6 +59,7 @@ SERVICES = {
     "pipeline": Service(("enclavekit-pipeline",), units=("pipeline",)),
     NETWORK: Service(("enclavekit-pf-proxy",)),
     EGRESS: Service(("enclavekit-pf-proxy[egress]",), NFT),
+    QUIC: Service(("enclavekit-pf-proxy[quic]",)),
 }
 
 
