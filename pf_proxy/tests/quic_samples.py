@@ -114,14 +114,19 @@ def hello(name, filler=0):
     tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
     with suppress(ssl.SSLWantReadError):
         tls.do_handshake()
-    message = bytearray(outgoing.read()[5:])
-    if filler:
-        session = 4 + 2 + 32
-        ciphers = session + 1 + message[session]
-        methods = ciphers + 2 + int.from_bytes(message[ciphers : ciphers + 2], "big")
-        start = methods + 1 + message[methods]
-        extension = b"\x77\x77" + filler.to_bytes(2, "big") + bytes(filler)
-        size = int.from_bytes(message[start : start + 2], "big") + len(extension)
-        message[start : start + 2] = size.to_bytes(2, "big") + extension
-        message[1:4] = (len(message) - 4).to_bytes(3, "big")
+    message = outgoing.read()[5:]
+    return with_extension(message, 0x7777, bytes(filler)) if filler else message
+
+
+def with_extension(message, kind, value):
+    """The hello with one more extension in front of the others."""
+    message = bytearray(message)
+    session = 4 + 2 + 32
+    ciphers = session + 1 + message[session]
+    methods = ciphers + 2 + int.from_bytes(message[ciphers : ciphers + 2], "big")
+    start = methods + 1 + message[methods]
+    extension = kind.to_bytes(2, "big") + len(value).to_bytes(2, "big") + value
+    size = int.from_bytes(message[start : start + 2], "big") + len(extension)
+    message[start : start + 2] = size.to_bytes(2, "big") + extension
+    message[1:4] = (len(message) - 4).to_bytes(3, "big")
     return bytes(message)

@@ -303,7 +303,18 @@ def learned(tried):
 
 
 @pytest.mark.parametrize(
-    "address", ["64:ff9b:1::a00:1", "64:ff9b::a00:1", "::ffff:0:a00:1", "::a00:1", "2002:a00:1::", "2001::1"]
+    "address",
+    [
+        "64:ff9b:1::a00:1",
+        "64:ff9b::a00:1",
+        "::ffff:0:a00:1",
+        "::a00:1",
+        "2002:a00:1::",
+        "2001::1",
+        "fec0::1",
+        "4000::1",
+        "3fff::1",
+    ],
 )
 def test_addresses_that_lead_elsewhere_by_translation_are_private(address):
     assert not may_answer(POLICY, "api.example.com", ipaddress.ip_address(address))

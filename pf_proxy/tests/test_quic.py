@@ -191,11 +191,13 @@ def test_datagrams_behind_the_first_connection():
         initial(b"x" * 60, 3, kind=1),
         initial(crypto(0, GOOD), 0, b"chosen in a Retry", token=b"token"),
         initial(crypto(0, GOOD), 0, b"after negotiation", version=V2),
+        initial(crypto(0, LARGE), 0, version=V2),  # some clients begin again with the same id, and another hello
+        initial(b"\1", 0, b"nothing to hide"),
         initial(b"\2\0\0\0\0", 4, version=V2, to=b"another"),  # RFC 9369 section 4.1: the first id, the new version
     ]
     for datagram in passing:
         assert check(datagram) == (datagram,)
-    assert judged == [Shown("good.example")] * 2
+    assert judged == [Shown("good.example")] * 3
     for datagram in (
         b"\xc0\xff\0\0\x1d" + bytes(50),
         initial(b"\1", 0, b"one", to=b"two"),
@@ -203,7 +205,7 @@ def test_datagrams_behind_the_first_connection():
         RFC_ID + b"\xff",
     ):
         assert check(datagram) == (() if datagram[0] & 0x80 else (datagram,))
-    assert len(judged) == 2
+    assert len(judged) == 3
 
 
 def test_another_connection_of_one_session_shows_its_name():
@@ -252,8 +254,8 @@ def test_one_id_has_one_hello_whatever_the_session():
 def test_a_full_memory_admits_no_more(monkeypatch):
     monkeypatch.setattr(sessions, "MAX_REMEMBERED", 2)
     memory = HelloMemory()
-    assert [memory.admit(bytes([n]), 0, b"x", 0.0) for n in (1, 2, 3, 1)] == [True, True, False, True]
-    assert memory.admit(b"\3", 0, b"x", MEMORY_S)
+    assert [memory.admit((V1, bytes([n])), 0, b"x", 0.0) for n in (1, 2, 3, 1)] == [True, True, False, True]
+    assert memory.admit((V1, b"\3"), 0, b"x", MEMORY_S)
 
 
 def test_a_session_remembers_so_many_connections():

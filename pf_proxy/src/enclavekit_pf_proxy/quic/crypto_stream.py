@@ -84,8 +84,8 @@ class CryptoStream:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there is a message, and nothing of another."""
-        return 0 < self._read == len(self._data)
+        """Whether there are no bytes but those of whole messages."""
+        return self._read == len(self._data)
 
     def add(self, offset: int, piece: bytes) -> None:
         """Take a frame. Raises MalformedHello if it contradicts others, or is too far off."""

@@ -7,7 +7,8 @@ it says goes to the connection whose keys they were. Retry, and another version 
 other keys, and are read as the first ones are.
 
 A packet can be made that two keys open, each to something else, as AES-GCM does not bind them: it is malformed. So
-is a second handshake of one id with other bytes: pieces of both might reach a server, and be a third.
+is a second handshake of one id and version with other bytes: pieces of both might reach a server, and be a third.
+A server that changes the version of a connection does so once it has the whole hello (RFC 9369 section 4.1).
 """
 
 from __future__ import annotations
@@ -27,32 +28,36 @@ MEMORY_S = 60.0  # servers give up on a handshake sooner
 MAX_REMEMBERED = 16 * 1024
 
 
+Key = tuple[int, bytes]
+"""Version, and the destination's id in the first packet: what the keys of its Initial packets follow from."""
+
+
 class HelloMemory:
-    """Which hello was seen with which connection id, whatever the session: there is one at a time."""
+    """Which hello was seen with which keys, whatever the session: there is one at a time."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[tuple[bytes, int], tuple[bytes, float]] = OrderedDict()
+        self._seen: OrderedDict[tuple[Key, int], tuple[bytes, float]] = OrderedDict()
 
-    def admit(self, first_id: bytes, offset: int, message: bytes, now: float) -> bool:
+    def admit(self, key: Key, offset: int, message: bytes, now: float) -> bool:
         """Note a message of a connection; return whether it is the only one for its place. Full, it admits no other."""
         digest = sha256(message).digest()
-        known, until = self._seen.get((first_id, offset), (digest, 0.0))
+        known, until = self._seen.get((key, offset), (digest, 0.0))
         if known != digest and now < until:
             return False
         while self._seen and next(iter(self._seen.values()))[1] <= now:
             self._seen.popitem(last=False)
         if until <= now and len(self._seen) >= MAX_REMEMBERED:
             return False
-        self._seen[first_id, offset] = (digest, now + MEMORY_S)
-        self._seen.move_to_end((first_id, offset))
+        self._seen[key, offset] = (digest, now + MEMORY_S)
+        self._seen.move_to_end((key, offset))
         return True
 
 
 class QuicConnection:
     """One connection's beginning, from its client."""
 
-    def __init__(self, first_id: bytes) -> None:
-        self.first_id = first_id
+    def __init__(self, key: Key) -> None:
+        self.key = key
         self.largest = -1
         """Packet number."""
         self.stream = CryptoStream()
@@ -73,12 +78,12 @@ class QuicSession:
 
     def __init__(self, memory: HelloMemory) -> None:
         self._memory = memory
-        self.connections: OrderedDict[bytes, QuicConnection] = OrderedDict()
+        self.connections: OrderedDict[Key, QuicConnection] = OrderedDict()
 
     @property
     def is_whole(self) -> bool:
-        """Whether there is a connection, and nothing of a hello is missing."""
-        return bool(self.connections) and all(one.stream.is_whole for one in self.connections.values())
+        """Whether nothing of a hello is missing that has begun."""
+        return all(one.stream.is_whole for one in self.connections.values())
 
     def read(self, datagram: bytes, now: float) -> QuicConnection | None:
         """Read a datagram's Initial packets; return whose they are, None if there are none.
@@ -90,23 +95,25 @@ class QuicSession:
             return None
         if len(datagram) > MAX_DATAGRAM_BYTES:
             raise UnreadableDatagram("too long for Initial packets")
-        found: dict[bytes, QuicConnection] = {}
+        found: dict[Key, QuicConnection] = {}
         for packet in packets:
             self._read_packet(packet, found)
         if len(found) > 1:
             raise MalformedHello("one datagram for two connections")
         (connection,) = found.values()
         for offset, message, hello in connection.stream.take_messages():
-            if not self._memory.admit(connection.first_id, offset, message, now):
-                raise MalformedHello("two hellos for one connection id")
+            if not self._memory.admit(connection.key, offset, message, now):
+                raise MalformedHello("two hellos for one connection")
             connection.hellos.append(hello)
         return connection
 
-    def _read_packet(self, packet: LongPacket, found: dict[bytes, QuicConnection]) -> None:
+    def _read_packet(self, packet: LongPacket, found: dict[Key, QuicConnection]) -> None:
         was_opened = False
-        for first_id in dict.fromkeys((packet.destination_id, *self.connections)):
-            connection = self.connections.get(first_id) or QuicConnection(first_id)
-            opened = open_packet(packet, derive_keys(packet.version, first_id), connection.largest)
+        known = (first_id for _, first_id in self.connections)
+        for first_id in dict.fromkeys((packet.destination_id, *known)):
+            key = packet.version, first_id
+            connection = self.connections.get(key) or QuicConnection(key)
+            opened = open_packet(packet, derive_keys(*key), connection.largest)
             if opened is None:
                 continue
             was_opened = True
@@ -114,8 +121,8 @@ class QuicSession:
             connection.largest = max(connection.largest, number)
             for offset, piece in read_crypto_frames(payload):
                 connection.stream.add(offset, piece)
-            found[first_id] = self.connections[first_id] = connection
-            self.connections.move_to_end(first_id)
+            found[key] = self.connections[key] = connection
+            self.connections.move_to_end(key)
         if not was_opened:
             raise UnreadableDatagram("not encrypted as Initial packets are")
         while len(self.connections) > MAX_CONNECTIONS:
