@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from enclavekit_core.address import Address
 from enclavekit_core.errors import EnclavekitError, TransportError, describe_cause
@@ -29,11 +29,13 @@ from enclavekit_pf_proxy.relay import Relay
 from enclavekit_pf_proxy.sockets import close_socket
 from enclavekit_pf_proxy.target import find_target
 from enclavekit_pf_proxy.upstream import Upstream
+from enclavekit_pf_proxy.wire.datagrams import encode_datagram
 from enclavekit_pf_proxy.wire.opening import Opening
 from enclavekit_pf_proxy.wire.request import Protocol, Status, encode_reply
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.frontend import Frontend
+    from enclavekit_pf_proxy.passage import CheckBytes, CheckDatagram
     from enclavekit_pf_proxy.udp.relay import DatagramRelay
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -61,7 +63,7 @@ class Connection:
         self._upstream: Upstream | None = None  # until its socket is the relay's
         self.relay: Relay | DatagramRelay | None = None
         self._deadline = 0.0
-        self._check: Callable[[bytes], bool] | None = None  # for its relay
+        self._check: CheckBytes | CheckDatagram | None = None  # of what comes later, for its relay
         self.since = now
         """When it was accepted."""
         self.target: Address | None = None
@@ -82,13 +84,27 @@ class Connection:
         """When bytes moved last; None if nothing was relayed yet."""
         return None if self.relay is None else self.relay.last_activity
 
-    def inject(self, framed: bytes, max_bytes: int) -> None:
+    def inject(self, datagram: bytes, max_bytes: int) -> None:
         """Take a datagram of this session that came in elsewhere; lost if there is no room."""
-        if self._handshake is not None:
-            if not self._handshake.append(framed, max_bytes):
-                self.frontend.totals.dropped += 1
+        if self.phase is Phase.INSPECTING:
+            assert self._handshake is not None
+            self._go_on(self._handshake.client_sent(encode_datagram(datagram)), self._server.now())
+        elif self._handshake is not None:
+            for allowed in self._allowed_of(datagram):
+                if not self._handshake.append(encode_datagram(allowed), max_bytes):
+                    self.frontend.totals.dropped += 1
         elif self.relay is not None and not isinstance(self.relay, Relay):
-            self.relay.inject(framed, max_bytes)
+            self.relay.inject(datagram, max_bytes)
+
+    def _allowed_of(self, datagram: bytes) -> Sequence[bytes]:
+        """Return which datagrams may go on now that this one has come, while there is no relay to ask."""
+        if self._check is None:
+            return (datagram,)
+        allowed = cast("CheckDatagram", self._check)(datagram)
+        if allowed is None:
+            self.refuse("a datagram shows another name", Status.DENIED, logged=True)
+            return ()
+        return allowed
 
     def drain(self) -> None:
         """The proxy is to end: a session of datagrams, which has no end of its own, does once it is quiet."""
@@ -178,10 +194,11 @@ class Connection:
     def _decide(self, handshake: Handshake, step: Decide) -> Step:
         gate = self.service.gate
         assert gate is not None and handshake.destination is not None
-        decision = gate.decide(handshake.destination, step.shown, self.number, handshake.protocol.value)
+        protocol = handshake.protocol.value
+        decision = gate.decide(handshake.destination, step.shown, self.number, protocol)
         if decision.is_allowed and handshake.first is not None:
-            self._check = gate.follow(handshake.destination, handshake.first, decision, self.number)
-        return handshake.decided(decision, gate.begin_inspection())
+            self._check = gate.follow(handshake.destination, handshake.first, decision, self.number, protocol)
+        return handshake.decided(decision, gate.begin_inspection(protocol) if decision.needs_bytes else None)
 
     def _read_client(self, now: float) -> None:
         handshake = self._handshake
@@ -189,12 +206,21 @@ class Connection:
         step = None
         while step is None:
             try:
-                step = handshake.client_sent(self.client.recv(OPENING_READ_BYTES))
+                step = handshake.client_sent(self._receive(handshake))
             except BlockingIOError:
                 return
             except OSError as exc:
                 step = handshake.client_failed(describe_cause(exc))
         self._go_on(step, now)
+
+    def _receive(self, handshake: Handshake) -> bytes:
+        """Return bytes of the client's stream, or one of its datagrams as a stream has it. Raises OSError."""
+        if handshake.protocol is Protocol.TCP or self.phase is Phase.OPENING:
+            return self.client.recv(OPENING_READ_BYTES)
+        limit = self.service.limits.max_datagram_bytes
+        while len(datagram := self.client.recv(limit + 1)) > limit:
+            self.frontend.totals.dropped += 1
+        return encode_datagram(datagram)
 
     # upstream
 
@@ -221,11 +247,13 @@ class Connection:
             from enclavekit_pf_proxy.udp.relay import DatagramRelay
 
             self.relay = DatagramRelay(self.client, upstream, self._loop, limits, self, held)
+            self.relay.check = cast("CheckDatagram | None", self._check)
             if self._server.is_stopping:
                 self.relay.drain()
         else:
             self.relay = Relay(self.client, upstream, self._loop, shared, limits, self, held)
-            self.relay.flows[0].check, self._check = self._check, None
+            self.relay.flows[0].check = cast("CheckBytes | None", self._check)
+        self._check = None
         self.relay.flows[0].total = step.from_client
         self.relay.start(now)
 
