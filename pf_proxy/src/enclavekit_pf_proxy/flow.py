@@ -17,6 +17,7 @@ from enclavekit_pf_proxy.pipes import LARGE_PIPE_BYTES, Pipe, PipePool
 
 COPY_BYTES = 16 * 1024  # a message; what is longer is bulk
 UNIX_SEND_BYTES = 208 * 1024  # net.core.wmem_max as it comes, which the kernel doubles: twice a Unix socket's default
+OPEN = State.OPEN  # looking it up in the class takes longer than all the rest of the line
 SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
@@ -41,7 +42,7 @@ class NotAllowed(Exception):
 class Flow:
     """One direction between two non-blocking sockets that somebody else owns."""
 
-    __slots__ = ("_buffered", "_pipe", "_reads_on", "_rests", "_shared", "_spliced", "_urgent", "check", "held",
+    __slots__ = ("_buffered", "_pipe", "_reads_on", "_rests", "_shared", "_urgent", "check", "held", "is_bulk",
                  "moved", "sink", "sink_full", "source", "total")  # fmt: skip
 
     def __init__(self, source: socket.socket, sink: socket.socket, shared: Shared, held: bytes) -> None:
@@ -51,7 +52,8 @@ class Flow:
         """Read and not sent yet; goes before what is in the pipe."""
         self._pipe: Pipe | None = None
         self._buffered = 0  # bytes in the pipe
-        self._spliced = False  # whether bulk data is under way
+        self.is_bulk = False
+        """Whether much comes at a time: then it is spliced."""
         self._rests = False  # whether the pipe may be given to another flow
         self.total = 0
         """Bytes taken from the source."""
@@ -80,9 +82,9 @@ class Flow:
         """
         if self.held:
             return self._send_held(state)
-        if self._spliced:
+        if self.is_bulk:
             return self._splice(state)
-        if state is not State.OPEN:
+        if state is not OPEN:
             return self._end(state)
         # the way of nearly all messages: no call more than needs be
         buffer = self._shared.buffer
@@ -107,20 +109,15 @@ class Flow:
         if sent < count:
             self._hold(buffer[sent:count])
         if count == COPY_BYTES:
-            self._spliced = not self._urgent and self.check is None
+            self.is_bulk = not self._urgent and self.check is None
             return True
         return self._reads_on or bool(self.held)
-
-    @property
-    def is_bulk(self) -> bool:
-        """Whether much comes at a time."""
-        return self._spliced
 
     def give_up_pipe(self) -> None:
         """Do without: another flow needs the pipe, or this one is over. Bytes in it are lost."""
         if self._pipe is not None:
             self._shared.pipes.take_back(self._pipe, self, empty=not self._buffered)
-            self._pipe, self._buffered, self._spliced, self._rests = None, 0, False, False
+            self._pipe, self._buffered, self.is_bulk, self._rests = None, 0, False, False
 
     # messages
 
@@ -140,7 +137,7 @@ class Flow:
             return Event.SOURCE_ENDED
         self.total += count
         self.moved = True
-        self._spliced = count == COPY_BYTES and not self._urgent
+        self.is_bulk = count == COPY_BYTES and not self._urgent
         return True
 
     def _send_held(self, state: State) -> Event | bool:
@@ -170,7 +167,7 @@ class Flow:
         if self._pipe is None:
             self._pipe = self._shared.pipes.lend(self)
             if self._pipe is None:
-                self._spliced = False  # all pipes are in use: copy
+                self.is_bulk = False  # all pipes are in use: copy
                 return True
             widen(self.sink)
         filled = 0
