@@ -79,7 +79,7 @@ def compare_trips(directory: str) -> Iterator[Figure]:
             with way() as (client, server):
                 times[name].append(round_trip_us(client, server))
     for name, found in times.items():
-        yield Figure(f"sockmap: there and back, {name}", min(found), "us")
+        yield Figure(f"sockmap: trip, {name}", min(found), "us")
 
 
 def round_trip_us(client: socket.socket, server: socket.socket) -> float:
