@@ -17,8 +17,8 @@ from enclavekit_pf_proxy.pipes import LARGE_PIPE_BYTES, Pipe, PipePool
 
 COPY_BYTES = 16 * 1024  # a message; what is longer is bulk
 UNIX_SEND_BYTES = 208 * 1024  # net.core.wmem_max as it comes, which the kernel doubles: twice a Unix socket's default
-OPEN = State.OPEN  # looking it up in the class takes longer than all the rest of the line
 SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+OPEN = State.OPEN  # to look it up in its class takes longer than the comparison
 
 
 class Shared:
@@ -42,7 +42,7 @@ class NotAllowed(Exception):
 class Flow:
     """One direction between two non-blocking sockets that somebody else owns."""
 
-    __slots__ = ("_buffered", "_pipe", "_reads_on", "_rests", "_shared", "_urgent", "check", "held", "is_bulk",
+    __slots__ = ("_buffered", "_pipe", "_reads_on", "_rests", "_shared", "_spliced", "_urgent", "check", "held",
                  "moved", "sink", "sink_full", "source", "total")  # fmt: skip
 
     def __init__(self, source: socket.socket, sink: socket.socket, shared: Shared, held: bytes) -> None:
@@ -52,8 +52,7 @@ class Flow:
         """Read and not sent yet; goes before what is in the pipe."""
         self._pipe: Pipe | None = None
         self._buffered = 0  # bytes in the pipe
-        self.is_bulk = False
-        """Whether much comes at a time: then it is spliced."""
+        self._spliced = False  # whether bulk data is under way
         self._rests = False  # whether the pipe may be given to another flow
         self.total = 0
         """Bytes taken from the source."""
@@ -82,7 +81,7 @@ class Flow:
         """
         if self.held:
             return self._send_held(state)
-        if self.is_bulk:
+        if self._spliced:
             return self._splice(state)
         if state is not OPEN:
             return self._end(state)
@@ -109,15 +108,20 @@ class Flow:
         if sent < count:
             self._hold(buffer[sent:count])
         if count == COPY_BYTES:
-            self.is_bulk = not self._urgent and self.check is None
+            self._spliced = not self._urgent and self.check is None
             return True
         return self._reads_on or bool(self.held)
+
+    @property
+    def is_bulk(self) -> bool:
+        """Whether much comes at a time."""
+        return self._spliced
 
     def give_up_pipe(self) -> None:
         """Do without: another flow needs the pipe, or this one is over. Bytes in it are lost."""
         if self._pipe is not None:
             self._shared.pipes.take_back(self._pipe, self, empty=not self._buffered)
-            self._pipe, self._buffered, self.is_bulk, self._rests = None, 0, False, False
+            self._pipe, self._buffered, self._spliced, self._rests = None, 0, False, False
 
     # messages
 
@@ -137,7 +141,7 @@ class Flow:
             return Event.SOURCE_ENDED
         self.total += count
         self.moved = True
-        self.is_bulk = count == COPY_BYTES and not self._urgent
+        self._spliced = count == COPY_BYTES and not self._urgent
         return True
 
     def _send_held(self, state: State) -> Event | bool:
@@ -167,7 +171,7 @@ class Flow:
         if self._pipe is None:
             self._pipe = self._shared.pipes.lend(self)
             if self._pipe is None:
-                self.is_bulk = False  # all pipes are in use: copy
+                self._spliced = False  # all pipes are in use: copy
                 return True
             widen(self.sink)
         filled = 0
