@@ -21,7 +21,7 @@ from functools import partial
 from enclavekit_core import fabric
 from enclavekit_core.streams import connect
 from relay_load import trips_us
-from relay_peers import PEERS, fabric_path, installed, ours
+from relay_peers import fabric_path, haproxy, ours
 from run import Figure
 from sockmap import MAX_TAKEN, WAYS, Direction, Pair, taken_each_way, taken_unread, tcp_pair
 
@@ -68,8 +68,8 @@ def compare_trips(directory: str) -> Iterator[Figure]:
     """The ways take turns, REPEATS times; the best of each counts, as load only ever makes it worse."""
     ways: dict[str, Callable[[], AbstractContextManager[Pair]]] = {"no proxy": direct}
     ways["pf-proxy"] = partial(behind, ours, directory)
-    if "HAProxy" in installed():
-        ways["HAProxy"] = partial(behind, PEERS["HAProxy"], directory)
+    if shutil.which("haproxy"):
+        ways["HAProxy"] = partial(behind, haproxy, directory)
     ways["a loop that copies"] = partial(copied, answers=False)
     ways["answers in the kernel"] = partial(copied, answers=True)
     ways["both ways in the kernel"] = joined
@@ -79,7 +79,7 @@ def compare_trips(directory: str) -> Iterator[Figure]:
             with way() as (client, server):
                 times[name].append(round_trip_us(client, server))
     for name, found in times.items():
-        yield Figure(f"sockmap: there and back, {name}", min(found), "us")
+        yield Figure(f"sockmap: trip, {name}", min(found), "us")
 
 
 def round_trip_us(client: socket.socket, server: socket.socket) -> float:

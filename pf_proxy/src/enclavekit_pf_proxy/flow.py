@@ -18,6 +18,7 @@ from enclavekit_pf_proxy.pipes import LARGE_PIPE_BYTES, Pipe, PipePool
 COPY_BYTES = 16 * 1024  # a message; what is longer is bulk
 UNIX_SEND_BYTES = 208 * 1024  # net.core.wmem_max as it comes, which the kernel doubles: twice a Unix socket's default
 SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+OPEN = State.OPEN  # to look it up in its class takes longer than the comparison
 
 
 class Shared:
@@ -82,7 +83,7 @@ class Flow:
             return self._send_held(state)
         if self._spliced:
             return self._splice(state)
-        if state is not State.OPEN:
+        if state is not OPEN:
             return self._end(state)
         # the way of nearly all messages: no call more than needs be
         buffer = self._shared.buffer
