@@ -42,9 +42,9 @@ PAYLOADS = (
     b'{"verb":"exec","argv":["true"]}',
     b'{"verb":"cp-out","path":"/x"}',
     b'{"code":"denied","message":"no"}',
-    b'{"version":2,"nonce":"' + b"00" * 32 + b'"}',
+    b'{"version":3,"nonce":"' + b"00" * 32 + b'"}',
     b'{"certificate":"","signature":""}',
-    b'{"name":"x","version":2}',
+    b'{"name":"x","version":3}',
     b"\x13\x00\x04\x00\x00",
 )
 

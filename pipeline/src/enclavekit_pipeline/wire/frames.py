@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
 
-PROTOCOL_VERSION = 2
-OLDEST_VERSION = 2  # that is still spoken; 1 had no end of streams, so one request was one connection
+PROTOCOL_VERSION = 3
+# that is still spoken; 1 had no end of streams, so one request was one connection, and 2 had SHA-256 in copies
+OLDEST_VERSION = 3
 HEADER = struct.Struct(">BBHI")  # kind u8, flags u8, stream u16, length u32: 8 bytes, big-endian
 CREDIT = struct.Struct(">BI")  # kind of the data that is granted, bytes
 MAX_PAYLOAD_BYTES = 64 * 1024  # small enough to interleave, and for malloc to reuse; large enough to stream
