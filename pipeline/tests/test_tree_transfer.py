@@ -43,6 +43,12 @@ class Half:
     async def consumed(self, frame):
         pass
 
+    def has_next(self, kind):
+        return not self.incoming.empty() and getattr(self.incoming._queue[0], "kind", None) is kind
+
+    async def gather(self, least, patience_s):
+        await asyncio.sleep(0)
+
     def break_with(self, error):
         self.broken = error
         self.incoming.put_nowait(error)

@@ -10,7 +10,7 @@ import errno
 import functools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from enclavekit_pipeline.channel.partial_file import PartialFile, look_at_target, set_metadata
 from enclavekit_pipeline.channel.target_tree import TargetTree, WriteOptions
@@ -61,7 +61,7 @@ class TreeSink:
     def moved(self) -> int:
         return self.receiver.moved
 
-    def take(self, parts: list[bytes]) -> bytes:
+    def take(self, parts: Sequence[bytes | memoryview]) -> bytes:
         """Do what `parts` of the records say, and return answers. Raises InputError, RemoteProtocolError."""
         with self._trying():
             return b"".join(self._do_all(self.receiver.feed(part)) for part in parts)

@@ -122,7 +122,7 @@ class TreeReceiver:
         self._digest = new_digest()
         self.size = self.entries = 0
 
-    def feed(self, data: bytes) -> list[Action]:
+    def feed(self, data: bytes | memoryview) -> list[Action]:
         """Return what is to be done. Raises RemoteProtocolError, after which the copy is lost."""
         actions: list[Action] = []
         for record in self._decoder.feed(data):

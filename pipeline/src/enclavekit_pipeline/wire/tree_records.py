@@ -162,7 +162,7 @@ class RecordDecoder:
         self._buffer = bytearray()
         self._data_left = 0
 
-    def feed(self, data: bytes) -> list[Record]:
+    def feed(self, data: bytes | memoryview) -> list[Record]:
         """Return the records that `data` completes. Raises RemoteProtocolError, after which the stream is lost."""
         records: list[Record] = []
         view = memoryview(data)
