@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from enclavekit_pipeline.channel.partial_file import PartialFile, look_at_target, set_metadata
 from enclavekit_pipeline.channel.target_tree import TargetTree, WriteOptions
 from enclavekit_pipeline.channel.tree_directories import copy_error
+from enclavekit_pipeline.wire.digest import new_digest
 from enclavekit_pipeline.wire.tree_content import MIN_CHUNK_BYTES, chunk_bytes
 from enclavekit_pipeline.wire.tree_receiver import (
     Action,
@@ -61,7 +61,7 @@ class TreeSink:
     def moved(self) -> int:
         return self.receiver.moved
 
-    def take(self, parts: list[bytes]) -> bytes:
+    def take(self, parts: Sequence[bytes | memoryview]) -> bytes:
         """Do what `parts` of the records say, and return answers. Raises InputError, RemoteProtocolError."""
         with self._trying():
             return b"".join(self._do_all(self.receiver.feed(part)) for part in parts)
@@ -190,7 +190,7 @@ class TreeSink:
     def _copy_from_base(self, file: PartialFile, action: Kept) -> None:
         end, chunk = file.position + action.count, chunk_bytes(self._entry.size)
         for expected in action.digests:
-            digest, left = hashlib.sha256(), min(chunk, end - file.position)
+            digest, left = new_digest(), min(chunk, end - file.position)
             while left and (data := os.pread(self._base, min(READ_BYTES, left), file.position)):
                 digest.update(data)
                 file.write(data)
@@ -232,7 +232,7 @@ def _digests(read: Callable[[int, int], bytes], size: int, chunk: int) -> list[b
     """Return the digests of the chunks of what `read(count, offset)` gives, `size` bytes."""
     digests = []
     for start in range(0, size, chunk):
-        digest, offset, stop = hashlib.sha256(), start, min(start + chunk, size)
+        digest, offset, stop = new_digest(), start, min(start + chunk, size)
         while offset < stop and (data := read(min(READ_BYTES, stop - offset), offset)):
             digest.update(data)
             offset += len(data)

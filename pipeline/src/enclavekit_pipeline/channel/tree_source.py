@@ -6,7 +6,6 @@ calls at once.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ from dataclasses import replace
 from enclavekit_pipeline.channel.batch import BATCH_BYTES, Batch, BatchBuffer
 from enclavekit_pipeline.channel.tree_directories import copy_error
 from enclavekit_pipeline.channel.tree_walk import ReadOptions, TreeWalk
+from enclavekit_pipeline.wire.digest import new_digest
 from enclavekit_pipeline.wire.tree_content import ContentHash, chunk_bytes
 from enclavekit_pipeline.wire.tree_records import (
     Count,
@@ -166,7 +166,7 @@ class TreeSource:
         kept_bytes = 0
         for their_digest in theirs:
             offset = content.size + kept_bytes
-            digest, count = hashlib.sha256(), 0
+            digest, count = new_digest(), 0
             while data := os.pread(descriptor, min(READ_BYTES, chunk - count), offset + count):
                 digest.update(data)
                 count += len(data)

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from enclavekit_pipeline.channel.threads import run_in
 from enclavekit_pipeline.enclave.clients import Refused
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.starting import Starter
@@ -40,15 +40,8 @@ class Workplace:
         return self.system_root if request.system else self.app_root
 
     async def in_thread(self, function: Callable[..., Result], *args: object) -> Result:
-        """Run what may block. It always runs, and to its end, before a cancellation goes on: whoever is cancelled takes
-        apart what the thread works on, and a closed descriptor's number soon belongs to another file.
-        """
-        job = asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
-        try:
-            return await asyncio.shield(job)
-        except asyncio.CancelledError:
-            await asyncio.wait([job])
-            raise
+        """Run what may block, see `run_in`."""
+        return await run_in(self.threads, function, *args)
 
     @contextlib.contextmanager
     def command_slot(self) -> Iterator[None]:

@@ -7,13 +7,13 @@ in a file:      DATA, HOLE, KEEP, then END or GONE
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from dataclasses import dataclass, field
 
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
 
 from enclavekit_pipeline.wire.copy_messages import Done
+from enclavekit_pipeline.wire.digest import new_digest
 from enclavekit_pipeline.wire.tree_content import MAX_CHUNKS, ContentHash, chunk_bytes
 from enclavekit_pipeline.wire.tree_order import MAX_DEPTH, EntryOrder, shown
 from enclavekit_pipeline.wire.tree_records import (
@@ -119,10 +119,10 @@ class TreeReceiver:
         self._current: _File | None = None
         self._content = ContentHash(1)
         self._cut_short = False  # a short chunk was kept: the file ends there
-        self._digest = hashlib.sha256()
+        self._digest = new_digest()
         self.size = self.entries = 0
 
-    def feed(self, data: bytes) -> list[Action]:
+    def feed(self, data: bytes | memoryview) -> list[Action]:
         """Return what is to be done. Raises RemoteProtocolError, after which the copy is lost."""
         actions: list[Action] = []
         for record in self._decoder.feed(data):
@@ -155,7 +155,7 @@ class TreeReceiver:
 
     @property
     def done(self) -> Done:
-        return Done(sha256=self._digest.hexdigest(), size=self.size, entries=self.entries)
+        return Done(digest=self._digest.hexdigest(), size=self.size, entries=self.entries)
 
     def _take(self, record: Record, actions: list[Action]) -> None:
         match record:
