@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -17,6 +17,9 @@ from enclavekit_pipeline.wire.requests import Request
 
 MAX_COMMANDS = 128  # running at once; on kernels without pidfd_open(2) each keeps a thread waiting
 MAX_FORWARDS = 512  # connections and listeners of all callers; each may hold up to 1 MiB and two descriptors
+# copies at once: each holds two batches, 2 MiB, as long as its caller takes nothing of it, and as much of what has come
+MAX_COPIES = 32
+MAX_COPIES_OF_CLIENT = 16  # so that one who takes nothing keeps nobody else from copying
 FILE_THREADS = 16  # beside those: copies go on while every command slot is taken
 MAX_THREADS = MAX_COMMANDS + FILE_THREADS
 Result = TypeVar("Result")
@@ -35,6 +38,9 @@ class Workplace:
     """Running now."""
     forwards: int = 0
     """Open now."""
+    copies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_COPIES))
+    copies_of: dict[str, asyncio.Semaphore] = field(default_factory=dict)
+    """By client."""
 
     def root_of(self, request: Request) -> Root:
         return self.system_root if request.system else self.app_root
@@ -53,6 +59,13 @@ class Workplace:
             yield
         finally:
             self.commands -= 1
+
+    @contextlib.asynccontextmanager
+    async def copy_slot(self, client: str) -> AsyncIterator[None]:
+        """Wait for a place: unlike a command's, a copy's end is near as a rule."""
+        own = self.copies_of.setdefault(client, asyncio.Semaphore(MAX_COPIES_OF_CLIENT))
+        async with own, self.copies:
+            yield
 
     @contextlib.contextmanager
     def forward_slot(self) -> Iterator[None]:
