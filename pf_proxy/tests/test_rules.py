@@ -145,9 +145,9 @@ def test_who_asks_for_rules_reads_no_policy_and_loads_nothing_that_serves(rules_
     """An enclave's boot waits for it."""
     rules_of(ENCLAVE)
     (tmp_path / "policy.yaml").unlink()
+    words = ["rules", "show", "proxy.yaml", "--backend", "nft"]
     script = (
-        "import sys; from enclavekit_pf_proxy.cli import main\n"
-        "assert main(['rules', 'show', 'proxy.yaml', '--backend', 'nft']) == 0\n"
+        f"import sys; from enclavekit_pf_proxy.cli import main; assert main({words}) == 0\n"
         "assert not {'dns', 'h11', 'enclavekit_pf_proxy.server'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -163,6 +163,29 @@ def test_iptables_replaces_what_is_its_own_and_nothing_else(rules_of):
     assert [line for line in removal if line.startswith("-X")] == ["-X web_out0", "-X web_out1", "-X web_output"]
     assert not any("DOCKER" in line or "web_proxy" in line or line.startswith("-I") for line in removal)
     assert iptables.render_removal("other", {"nat": SAVED}) == ""
+
+
+RESTORE = "iptables-restore v1.8.9 (legacy): "
+
+
+@pytest.mark.parametrize(
+    ("stderr", "cause"),
+    [
+        (
+            f"{RESTORE}iptables-restore: unable to initialize table 'nat'\nError occurred at line: 1\nTry `x'",
+            "unable to",
+        ),
+        (f"{RESTORE}Couldn't load match `mark':No such file\n\nError occurred at line: 6\n", "match `mark'"),
+        ("iptables-restore: line 7 failed\n", "`-A web_output -p tcp -j web_out0` failed"),
+        ("iptables-restore: line 16 failed\n", "table nat"),
+        ("iptables-restore: line 99 failed\n", "line 99"),
+        ("Another app is currently holding the xtables lock.\n", "the xtables lock"),
+        ("", "no message"),
+    ],
+)
+def test_what_iptables_does_not_take_is_named(stderr, cause, rules_of):
+    text = iptables.cause_of(stderr, iptables.render_rules(rules_of(HOST), 4, {}))
+    assert cause in text and "\n" not in text and "v1.8.9" not in text
 
 
 @pytest.mark.parametrize("name", ["", "A", "1a", "a-b", "a b", "a;b", "x" * 17, "é"])
