@@ -12,6 +12,7 @@ and end.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -294,6 +295,7 @@ class Supervisor:
         signal.signal(RETIRE, lambda *_: server.retire())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal's goes to the whole group
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+        gc.freeze()  # as for one process alone; here it also leaves pages shared with the supervisor
         server.run()
         return 0
 
