@@ -7,8 +7,10 @@ import os
 import resource
 import struct
 import time
+from pathlib import Path
 
 import pytest
+from enclavekit_attestation import ssl_keys
 from enclavekit_core.errors import EnclavekitError, TransportError
 from enclavekit_pipeline.channel.mux import Connection
 from enclavekit_pipeline.enclave import forker
@@ -130,6 +132,17 @@ async def test_caller_that_reads_nothing_costs_no_more_than_its_window(served, i
 def resident_kib(process):
     with open(f"/proc/{process.pid}/status") as source:
         return next(int(line.split()[1]) for line in source if line.startswith("VmRSS"))
+
+
+@pytest.mark.skipif(ssl_keys.find_library() is None, reason="this Python's ssl cannot check callers by itself")
+async def test_listener_holds_no_second_openssl(served, inside):
+    """Package cryptography is a quarter of what the listener would be; it makes the keys at start, and goes."""
+    process, target = served
+    async with connected(target) as session:
+        assert await outcome(session, shell("echo in")) == (0, b"in\n")
+    mapped = Path(f"/proc/{process.pid}/maps").read_text()
+    assert "libcrypto" in mapped
+    assert "cryptography" not in mapped
 
 
 async def test_listener_that_dies_is_heard_of_at_once(served):

@@ -91,6 +91,8 @@ def test_closure_holds_nothing_of_other_services() -> None:
     assert not {"aiohttp", "uvloop", "cryptography"} & set(closure_of(["files"], wheels).wheels)
     assert closure_of(["attestation"], wheels).debian == () and closure_of(["files"], wheels).debian == ("nats-server",)
     ingress, egress = closure_of(["network"], wheels), closure_of(["egress"], wheels)
+    quic = closure_of(["egress", "quic"], wheels)
+    assert set(quic.wheels) - set(egress.wheels) == {"cryptography", "cffi"} and quic.members == egress.members
     assert set(egress.wheels) - set(ingress.wheels) == {"dnspython", "h11"} and ingress.members == egress.members
     assert "nftables" in egress.debian and ingress.debian == ()
     by_iptables = closure_of(["egress-iptables"], wheels)
@@ -212,6 +214,7 @@ RUN_BY = {  # modules that a service's program imports only once it runs
     "pipeline": ["enclavekit_pipeline.enclave.serve_exec", "enclavekit_pipeline.enclave.serve_copy"],
     "network": ["enclavekit_pf_proxy.cli"],
     "egress": ["enclavekit_pf_proxy.policy.gate", "enclavekit_pf_proxy.resolver.service", "dns.rdtypes.IN.AAAA"],
+    "quic": ["enclavekit_pf_proxy.quic.session"],
     "none": ["enclavekit_enclave_init.boot.execute"],
 }
 

@@ -63,10 +63,16 @@ def test_ports_that_are_none_are_refused(port) -> None:
     assert caught.value.key.startswith("network.egress[0]")
 
 
-def test_udp_by_a_name_that_has_to_be_shown_is_refused() -> None:
-    with pytest.raises(ConfigError, match="absent_name") as caught:
-        plan(("ok.test", 1), EgressRule(host="time.test", port=123, protocol="udp"))
-    assert caught.value.key == "network.egress[1]"
+def test_udp_by_a_name_that_has_to_be_shown_brings_what_reads_quic() -> None:
+    by_name = EgressRule(host="api.test", port=443, protocol="udp")
+    for made, services in (
+        (plan(by_name), {"egress", "quic"}),
+        (plan(insecure_learn=True), {"egress", "quic"}),
+        (plan(TIME, EgressRule(host="192.0.2.1", port=443, protocol="udp")), {"egress"}),
+    ):
+        assert made.services == services
+    rule = '- {name: "api.test", ports: [443], protocol: udp}'
+    assert rule in plan(by_name).files[POLICY_PATH].decode().splitlines()
 
 
 TIME = EgressRule(host="time.test", port=123, protocol="udp", absent_name=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 from enclavekit_rbuilds.commands.origin_argument import add_origin
 
 HELP = "the enclave's own root: build, sizes, export, import"
-SERVICES = ("attestation", "files", "pipeline", "network", "egress", "egress-iptables")
+SERVICES = ("attestation", "files", "pipeline", "network", "egress", "egress-iptables", "quic")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,9 +18,9 @@ from enclavekit_core.errors import InputError
 from enclavekit_rbuilds.framework.wheel_lock import LockedWheel
 
 ALL_SERVICES = frozenset({"attestation", "files", "pipeline"})
-# no services of the manifest: what ingress rules need, and what egress rules need where the kernel has nf_tables, or
-# iptables only; nothing of them runs by itself
-NETWORK, EGRESS, EGRESS_IPTABLES = "network", "egress", "egress-iptables"
+# no services of the manifest: what ingress rules need, what egress rules need where the kernel has nf_tables, or
+# iptables only, and what those need that read the name of QUIC; nothing of them runs by itself
+NETWORK, EGRESS, EGRESS_IPTABLES, QUIC = "network", "egress", "egress-iptables", "quic"
 EGRESS_BY = {"nft": EGRESS, "iptables": EGRESS_IPTABLES}  # language of the kernel's rules -> what they need
 OWN_PREFIX = "enclavekit-"
 EXTRA = re.compile(r"""extra == ["']([^"']+)["']""")  # of a line of Requires-Dist
@@ -62,6 +62,7 @@ SERVICES = {
     NETWORK: Service(("enclavekit-pf-proxy",)),
     EGRESS: Service(("enclavekit-pf-proxy[egress]",), NFT),
     EGRESS_IPTABLES: Service(("enclavekit-pf-proxy[egress]",), IPTABLES),
+    QUIC: Service(("enclavekit-pf-proxy[quic]",)),
 }
 
 

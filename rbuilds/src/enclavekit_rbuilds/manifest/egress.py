@@ -52,6 +52,11 @@ class Egress:
         return self.insecure_learn or any("udp" in rule.protocols for rule in self.policy.allow)
 
     @property
+    def reads_quic(self) -> bool:
+        """Whether UDP sessions have to show their name."""
+        return self.insecure_learn or any(rule.reads_quic for rule in self.policy.allow)
+
+    @property
     def listen(self) -> str:
         return f"[::]:{REDIRECT_PORT}" if self.ipv6 else f"127.0.0.1:{REDIRECT_PORT}"
 

@@ -61,7 +61,7 @@ class EgressRule(StrictConfig, frozen=True):
         Meta(description="Exact name, *.NAME for every name below NAME, IP address, or range such as 192.0.2.0/24."),
     ]
     port: Annotated[Ports, Meta(description="Number, range such as 8000-8010, or a list of both.")]
-    protocol: Annotated[Protocol, Meta(description="udp shows no name: a name needs absent_name with it.")] = "tcp"
+    protocol: Annotated[Protocol, Meta(description="udp: a name needs QUIC, which shows it, or absent_name.")] = "tcp"
     private_address: Annotated[
         bool, Meta(description="The name may lead to private addresses, else such an answer is not believed.")
     ] = False

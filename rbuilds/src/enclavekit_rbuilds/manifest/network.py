@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from enclavekit_core.errors import ConfigError
 
-from enclavekit_rbuilds.framework.closure import EGRESS, NETWORK
+from enclavekit_rbuilds.framework.closure import EGRESS, NETWORK, QUIC
 from enclavekit_rbuilds.manifest.egress import (
     LEARNED_PATH,
     PARENT_DNS_PORTS,
@@ -64,7 +64,7 @@ class NetworkPlan:
     def services(self) -> frozenset[str]:
         """What the framework has to hold for it, beside what the manifest's services need."""
         if self.egress is not None:
-            return frozenset({EGRESS})
+            return frozenset({EGRESS, QUIC} if self.egress.reads_quic else {EGRESS})
         return frozenset({NETWORK} if self.ingress else ())
 
 
