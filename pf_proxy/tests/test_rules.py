@@ -145,9 +145,9 @@ def test_who_asks_for_rules_reads_no_policy_and_loads_nothing_that_serves(rules_
     """An enclave's boot waits for it."""
     rules_of(ENCLAVE)
     (tmp_path / "policy.yaml").unlink()
+    words = ["rules", "show", "proxy.yaml", "--backend", "nft"]
     script = (
-        "import sys; from enclavekit_pf_proxy.cli import main\n"
-        "assert main(['rules', 'show', 'proxy.yaml', '--backend', 'nft']) == 0\n"
+        f"import sys; from enclavekit_pf_proxy.cli import main; assert main({words}) == 0\n"
         "assert not {'dns', 'h11', 'enclavekit_pf_proxy.server'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -15,6 +15,7 @@ from enclavekit_core.errors import EnclavekitError, TransportError
 from enclavekit_pipeline.channel.mux import Connection
 from enclavekit_pipeline.enclave import forker
 from enclavekit_pipeline.enclave.reception import MAX_STRANGERS
+from enclavekit_pipeline.enclave.workplace import MAX_COPIES_OF_CLIENT
 from enclavekit_pipeline.host.client import connect, receive, shake_hands
 from enclavekit_pipeline.host.session import connected
 from enclavekit_pipeline.wire.copy_messages import CopyOutRequest
@@ -127,6 +128,35 @@ async def test_caller_that_reads_nothing_costs_no_more_than_its_window(served, i
         assert resident_kib(process) - before < 16 * 1024
     stuck.abort()
     await until(lambda: not children(process), "its command stays")
+
+
+async def test_copies_that_nobody_takes_keep_to_their_places(served, inside):
+    """Each holds megabytes: those of a client beyond its places wait, and cost nothing."""
+    process, target = served
+    (inside.app / "data/large").write_bytes(bytes(8_000_000))
+    request = CopyOutRequest(path="/data/large")
+    async with connected(target) as session, contextlib.AsyncExitStack() as stack:
+        stuck = [await stack.enter_async_context(session.open(request)) for _ in range(MAX_COPIES_OF_CLIENT)]
+        for stream in stuck:
+            await receive(stream, Kind.OPENED)
+        await until(lambda: len(opened(process, "large")) >= MAX_COPIES_OF_CLIENT, "copies do not begin")
+        waiting = [await stack.enter_async_context(session.open(request)) for _ in range(50)]
+        async with connected(target) as other:
+            assert await outcome(other, shell("exit 5")) == (5, b"")
+        assert len(opened(process, "large")) <= 3 * MAX_COPIES_OF_CLIENT  # the file, its tree's root and what is read
+        for stream in stuck:
+            stream.close()
+        for stream in waiting[:MAX_COPIES_OF_CLIENT]:
+            await receive(stream, Kind.OPENED)
+
+
+def opened(process, name):
+    """Return the descriptors of a process that are of files of this name."""
+    found = []
+    for descriptor in os.listdir(f"/proc/{process.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found += [descriptor] * os.readlink(f"/proc/{process.pid}/fd/{descriptor}").endswith(f"/{name}")
+    return found
 
 
 def resident_kib(process):

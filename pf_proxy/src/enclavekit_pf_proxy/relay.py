@@ -61,7 +61,7 @@ class Relay:
         self.last_activity = 0.0
         """When bytes moved last, in the loop's clock."""
         self._linger_until = 0.0
-        self._pending = 0b11  # the flows that may go on, as bits
+        self._pending = bool(held[0]) | bool(held[1]) << 1  # the flows that may go on, as bits
         self._hung = 0  # the sides that are closed both ways, as bits
         self._writable = 0  # the sides watched for room, as bits
         self.closed = False
@@ -71,9 +71,11 @@ class Relay:
         """Begin: the sockets' events are the relay's from now on."""
         self.last_activity = now
         for side in (0, 1):
+            # what is there already comes as an event, so that nothing is read in vain
             self._loop.watch(self.sockets[side].fileno(), self, side, READABLE)
         self._plan_idle()
-        self._loop.enqueue(self)
+        if self._pending:
+            self._loop.enqueue(self)
 
     # the loop's side
 
@@ -207,7 +209,8 @@ class Relay:
                     return
         if event is Event.SOURCE_FAILED:
             self._pending |= 0b11  # the other flow has lost its sink
-        self._plan_idle()
+        if event is not Event.EMPTIED:  # the end itself was counted when it came
+            self._plan_idle()
 
     # idleness
 

@@ -29,6 +29,7 @@ class FirstDatagrams:
         """Take datagrams as the upstream's stream has them; return what they show, None if more are needed."""
         self.data += data
         for datagram in self._decoder.feed(data):
+            assert isinstance(datagram, bytes)
             self._count += 1
             if self._count == 1 and not begins_connection(datagram):
                 return NOTHING

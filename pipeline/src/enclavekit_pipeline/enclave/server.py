@@ -194,9 +194,11 @@ class Server:
             case PsRequest():
                 return await serve_ps(request, grant, stream, self.place, self.jobs)
             case CopyInRequest():
-                return await serve_copy_in(request, grant, stream, self.place)
+                async with self.place.copy_slot(grant.name):
+                    return await serve_copy_in(request, grant, stream, self.place)
             case CopyOutRequest():
-                return await serve_copy_out(request, grant, stream, self.place)
+                async with self.place.copy_slot(grant.name):
+                    return await serve_copy_out(request, grant, stream, self.place)
             case InfoRequest():
                 return await serve_info(grant, stream, self.place, MAX_SESSIONS)
             case DialRequest():

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import os
 import stat
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 from enclavekit_core.errors import InputError, describe_cause
 
+from enclavekit_pipeline.channel.threads import run_in
 from enclavekit_pipeline.channel.tree_directories import copy_error
 from enclavekit_pipeline.channel.tree_sink import TreeSink, WriteOptions
 from enclavekit_pipeline.channel.tree_source import ReadOptions, TreeSource
@@ -27,7 +27,7 @@ from enclavekit_pipeline.wire.tree_filter import Selection
 
 STANDARD_STREAM = "-"
 KEPT_MODE = 0o777  # no set-id bits from an enclave: its files are data here
-Result = TypeVar("Result")
+COPY_THREADS = 1  # one job at a time; made when it is needed
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,13 @@ async def copy_in(
     display: Display | None = None,
 ) -> Done:
     """Copy a file or a tree of ours into the enclave. Raises InputError and what `open_request` raises."""
-    shows = display or Display()
+    with ThreadPoolExecutor(COPY_THREADS, "copy") as pool:
+        return await _copy_in(target, local, remote, options, display or Display(), functools.partial(run_in, pool))
+
+
+async def _copy_in(
+    target: Target | Session, local: str, remote: str, options: CopyOptions, shows: Display, in_thread: InThread
+) -> Done:
     is_stdin = local == STANDARD_STREAM
     source = StdinSource() if is_stdin else await in_thread(open_source, local, options)
     try:
@@ -106,7 +112,13 @@ async def copy_out(
     display: Display | None = None,
 ) -> Done:
     """Copy a file or a tree out of the enclave. Raises InputError and what `open_request` raises."""
-    shows = display or Display()
+    with ThreadPoolExecutor(COPY_THREADS, "copy") as pool:
+        return await _copy_out(target, remote, local, options, display or Display(), functools.partial(run_in, pool))
+
+
+async def _copy_out(
+    target: Target | Session, remote: str, local: str, options: CopyOptions, shows: Display, in_thread: InThread
+) -> Done:
     is_stdout = local == STANDARD_STREAM
     encoding, (path,) = encode_name(os.fsencode(remote))
     request = CopyOutRequest(
@@ -201,13 +213,3 @@ def open_destination(path: str, remote: str, options: CopyOptions) -> TreeSink:
     # DIR/ that is not there: a tree may become it, a file may not become DIR
     writing = options.writing(directory_only=not into and path.endswith("/"))
     return TreeSink(descriptor, os.fsencode(name), label, writing)
-
-
-async def in_thread(function: Callable[..., Result], *args: object) -> Result:
-    """Run what may block, to its end before a cancellation goes on: see Workplace.in_thread."""
-    job = asyncio.get_running_loop().run_in_executor(None, function, *args)
-    try:
-        return await asyncio.shield(job)
-    except asyncio.CancelledError:
-        await asyncio.wait([job])
-        raise

@@ -161,7 +161,7 @@ class JsonDisplay(Display):
 
     def finish(self, done: Done | None) -> None:
         if done is not None:
-            self._event("done", bytes=done.size, entries=done.entries, left_out=self.left_out, sha256=done.sha256)
+            self._event("done", bytes=done.size, entries=done.entries, left_out=self.left_out, digest=done.digest)
 
     def _event(self, event: str, **fields: object) -> None:
         print(json.dumps({"event": event, **fields}), file=self.out, flush=True)

@@ -24,7 +24,7 @@ from enclavekit_pipeline.wire.frames import OLDEST_VERSION, PROTOCOL_VERSION, Fr
 from enclavekit_pipeline.wire.messages import Accept, Auth, Failure, Hello, decode_payload, encode_payload
 
 NONCE_BYTES = 32
-PROOF_CONTEXT = b"enclavekit/pipeline/2 client proof\0"
+PROOF_CONTEXT = b"enclavekit/pipeline/3 client proof\0"
 MAX_CERTIFICATE_BYTES = 16 * 1024
 
 
