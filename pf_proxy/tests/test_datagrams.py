@@ -3,11 +3,18 @@
 
 import pytest
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
-from enclavekit_pf_proxy.wire.datagrams import MAX_DATAGRAM_BYTES, DatagramDecoder, encode_datagram
+from enclavekit_pf_proxy.wire.datagrams import (
+    MAX_DATAGRAM_BYTES,
+    NOTICE,
+    DatagramDecoder,
+    Notice,
+    encode_datagram,
+    encode_notice,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .test_wire import DATAGRAMS, bytes_of
+from .test_wire import DATAGRAMS, NOTICES, bytes_of
 
 SAMPLES = [b"", b"x", b"ping", bytes(1500), b"\xff" * MAX_DATAGRAM_BYTES]
 
@@ -34,10 +41,19 @@ def test_decoder_gives_nothing_before_a_datagram_is_whole():
         assert decoder.feed(b"\0") == [b""]
 
 
+def test_notices_stand_between_datagrams():
+    wire = encode_notice(1) + encode_datagram(b"ping") + encode_notice(255) + encode_datagram(b"")
+    assert encode_notice(1) == bytes_of(NOTICES["refused"])
+    for step in (1, 2, 4, 100):
+        decoder = DatagramDecoder()
+        found = [one for at in range(0, len(wire), step) for one in decoder.feed(wire[at : at + step])]
+        assert found == [Notice(1), b"ping", Notice(255), b""]
+
+
 def test_no_datagram_is_longer_than_the_longest():
     with pytest.raises(LocalProtocolError):
         encode_datagram(bytes(MAX_DATAGRAM_BYTES + 1))
-    for size in (MAX_DATAGRAM_BYTES + 1, 0xFFFF):
+    for size in (MAX_DATAGRAM_BYTES + 1, NOTICE - 1):
         with pytest.raises(RemoteProtocolError):
             DatagramDecoder().feed(size.to_bytes(2, "big"))
 
@@ -59,4 +75,4 @@ def test_noise_is_datagrams_or_an_error(pieces):
         found = [one for piece in pieces for one in decoder.feed(piece)]
     except RemoteProtocolError:
         return
-    assert sum(map(len, found)) <= sum(map(len, pieces))
+    assert sum(len(one) for one in found if isinstance(one, bytes)) <= sum(map(len, pieces))

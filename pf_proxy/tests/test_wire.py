@@ -52,6 +52,7 @@ REQUESTS = {
     ),
 }
 DATAGRAMS = {"two datagrams": ([b"ping", b""], "0004 70696e67 0000")}
+NOTICES = {"refused": "ffff 01"}
 REPLIES = {"connected": (Status.CONNECTED, "e5 01 00 00 00000000"), "denied": (Status.DENIED, "e5 01 04 00 00000000")}
 PAIR4 = Proxied(TcpAddress("10.0.0.9", 50000), V4)
 PAIR6 = Proxied(TcpAddress("2001:db8::9", 50000), V6)
@@ -102,6 +103,8 @@ def test_encoders_know_the_table():
 def test_the_page_shows_these_bytes():
     shown = {re.sub(r"\s+", " ", line).strip() for line in PAGE.read_text().splitlines()}
     for name, (_, text) in {**DESTINATIONS, **REQUESTS, **REPLIES, **DATAGRAMS}.items():
+        assert any(line.startswith(text) for line in shown), name
+    for name, text in NOTICES.items():
         assert any(line.startswith(text) for line in shown), name
 
 

@@ -37,7 +37,7 @@ allow:
 - {{network: {V4}, ports: [{PORT}, {CLOSED}, 8888]}}
 - {{network: '{V6}', ports: [{PORT}]}}
 - {{network: {V4}, ports: [{PORT}, {CLOSED}], protocol: udp}}
-- {{network: '{V6}', ports: [{PORT}], protocol: udp}}
+- {{network: '{V6}', ports: [{PORT}, {CLOSED}], protocol: udp}}
 - {{name: named.example, ports: [{PORT}], protocol: udp, absent_name: true}}
 """
 FOREIGN = {
@@ -144,6 +144,18 @@ def ask_datagram(host, port=PORT, data=b"ping", patience_s=PATIENCE_S):
         return f"{answer == data} from {sender[0]}"
 
 
+def ask_connected(host, port=PORT):
+    """Say what a socket hears that has one peer: the kernel tells it of ICMP messages."""
+    with socket.socket(family_of(host), socket.SOCK_DGRAM) as sock:
+        sock.settimeout(PATIENCE_S)
+        sock.connect((host, port))
+        sock.send(b"ping")
+        try:
+            return sock.recv(65535).decode()
+        except OSError as exc:
+            return type(exc).__name__
+
+
 def ask_name(name, resolver):
     import dns.message
     import dns.query
@@ -229,6 +241,9 @@ def run_clients():
         "longest datagram": ask_datagram(V4, data=os.urandom(65507)),
         "empty datagram": ask_datagram(V4, data=b""),
         "datagram denied": ask_datagram(OTHER, patience_s=UNANSWERED_S),
+        "datagram denied, connected": ask_connected(OTHER),
+        "datagram to nobody": ask_connected(V4, CLOSED),
+        "datagram to nobody by IPv6": ask_connected(V6, CLOSED),
         "datagram to the listener": ask_datagram("127.0.0.1", 8888, patience_s=UNANSWERED_S),
         "name": ask_name("named.example", "192.0.2.53"),
         "unknown name": ask_name("unknown.example", "192.0.2.53"),

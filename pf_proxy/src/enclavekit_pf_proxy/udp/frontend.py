@@ -20,7 +20,9 @@ from enclavekit_pf_proxy.connection import Connection
 from enclavekit_pf_proxy.frontend import ACCEPT_PAUSE_S, Frontend, Occupancy
 from enclavekit_pf_proxy.service import Service
 from enclavekit_pf_proxy.udp.listener import Arrival, DatagramListener
+from enclavekit_pf_proxy.udp.unreachable import tell_client
 from enclavekit_pf_proxy.wire.datagrams import encode_datagram
+from enclavekit_pf_proxy.wire.request import Status
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.server import Server
@@ -78,7 +80,7 @@ class DatagramFrontend(Frontend):
         session = self._sessions.get(key)
         if session is not None:
             # it came in before the session had its socket
-            session.inject(encode_datagram(arrival.data), MAX_WAITING_BYTES)
+            session.inject(arrival.data, MAX_WAITING_BYTES)
         elif self._refused.get(key, 0.0) > now or not self._make_room(arrival.client.host, now):
             self.totals.dropped += 1
         else:
@@ -149,4 +151,5 @@ class DatagramFrontend(Frontend):
             self._crowded.pop(key[0].host, None)
         if connection.quiet_since is None:  # nothing was ever relayed
             self._note_refused(key, self.server.now())
+            tell_client(*key, Status.REFUSED)
         super().ended(connection)

@@ -4,24 +4,32 @@
 What the stream does not take waits where the kernel keeps it, up to the socket's buffer, and is dropped there as
 datagrams are: nothing piles up here but what one read took. A datagram that its socket does not take is lost. The
 stream's end is the session's.
+
+An ICMP message about what was sent becomes a notice on the stream, and at the other end ICMP to the client again.
 """
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from enclavekit_core.address import TcpAddress
 from enclavekit_core.errors import RemoteProtocolError
 
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.relay import ENDING
 from enclavekit_pf_proxy.sockets import close_socket
-from enclavekit_pf_proxy.wire.datagrams import DatagramDecoder, encode_length
+from enclavekit_pf_proxy.udp.unreachable import CODES, tell_client
+from enclavekit_pf_proxy.wire.datagrams import DatagramDecoder, Notice, encode_datagram, encode_length, encode_notice
+from enclavekit_pf_proxy.wire.request import Status
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.loop import Loop
+    from enclavekit_pf_proxy.passage import CheckDatagram
     from enclavekit_pf_proxy.relay import Owner
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -30,6 +38,12 @@ DRAINING_S = 1.0  # a session that is quiet for so long ends when the proxy is t
 
 STREAM_READ_BYTES = 64 * 1024
 BATCH, BATCH_BYTES = 32, 64 * 1024  # datagrams of one write, and after how many bytes it is enough: held at worst
+NOTICE_S = 0.5  # between two notices of one session, given and taken: a peer may send any number
+ICMP_ERRORS = {
+    errno.ECONNREFUSED: Status.REFUSED,
+    errno.EHOSTUNREACH: Status.UNREACHABLE,
+    errno.ENETUNREACH: Status.UNREACHABLE,
+}
 MAX_ROUNDS = 4  # batches or reads of one direction before others get their turn
 
 
@@ -44,9 +58,9 @@ class Count:
 class DatagramRelay:
     """A task of the loop. Owns two connected, non-blocking sockets, one a stream, and closes them."""
 
-    __slots__ = ("_datagrams", "_decoder", "_draining", "_first", "_held", "_limits", "_loop", "_owner", "_pending",
-                 "_stream", "_stream_ending", "_stream_side", "_writable", "closed", "dropped", "flows",
-                 "last_activity", "sockets")  # fmt: skip
+    __slots__ = ("_datagrams", "_decoder", "_draining", "_first", "_held", "_limits", "_loop", "_noticed", "_owner",
+                 "_pending", "_stream", "_stream_ending", "_stream_side", "_writable", "check", "closed", "dropped",
+                 "flows", "last_activity", "sockets")  # fmt: skip
 
     def __init__(
         self,
@@ -67,9 +81,12 @@ class DatagramRelay:
         self._writable = False  # whether the stream is watched for room
         self._stream_ending = False  # whether an end was announced: a short read may not be the last
         self._draining = False
+        self._noticed = -NOTICE_S
         self.last_activity = 0.0
         """When bytes moved last, in the loop's clock."""
         self.closed = False
+        self.check: CheckDatagram | None = None
+        """Says which of the client's datagrams may go on."""
         self.dropped = 0
         """Datagrams that were lost here: too long, or not taken."""
         self.flows = (Count(), Count())
@@ -90,16 +107,21 @@ class DatagramRelay:
         self._plan_idle()
         self._loop.enqueue(self)
 
-    def inject(self, framed: bytes, max_bytes: int) -> None:
+    def inject(self, datagram: bytes, max_bytes: int) -> None:
         """Send a datagram that came in elsewhere; lost if `max_bytes` wait already."""
         if self.closed:
             return
+        allowed = (datagram,) if self.check is None else self.check(datagram)
+        if allowed is None:
+            self.close(reset=False)
+            return
+        framed = b"".join(map(encode_datagram, allowed))
         if not self._held:
             self._write([framed])
         elif len(self._held) + len(framed) <= max_bytes:
             self._held += framed  # behind those before it
         else:
-            self.dropped += 1
+            self.dropped += len(allowed)
 
     def drain(self) -> None:
         """End as soon as nothing has moved for a moment."""
@@ -189,15 +211,52 @@ class DatagramRelay:
         except RemoteProtocolError:
             self.close(reset=True)
             return
-        for datagram in found:
-            try:
-                if len(datagram) > self._limits.max_datagram_bytes:
-                    raise OSError
-                self._datagrams.send(datagram)
-            except OSError:
-                # no room, longer than the path takes, or an ICMP message about an earlier one, which is read away
-                # so that the next one goes
+        for item in found:
+            if isinstance(item, Notice):
+                self._take_notice(item)
+            elif len(item) > self._limits.max_datagram_bytes or not self._send(item):
                 self.dropped += 1
+
+    def _send(self, datagram: bytes) -> bool:
+        """Send a datagram; return whether its socket took it."""
+        for _ in range(2):
+            try:
+                self._datagrams.send(datagram)
+                return True
+            except OSError as exc:
+                if exc.errno not in ICMP_ERRORS:
+                    return False  # no room, or longer than the path takes
+                self._give_notice(exc)  # of an earlier one; it is read away by that
+                if self.closed:
+                    return False
+        return False
+
+    def _may_notice(self) -> bool:
+        now = time.monotonic()
+        if now < self._noticed + NOTICE_S:
+            return False
+        self._noticed = now
+        return True
+
+    def _give_notice(self, error: OSError) -> None:
+        """Tell the other end what ICMP said."""
+        status = ICMP_ERRORS.get(error.errno or 0)
+        if status is None or not self._may_notice():
+            return
+        if not self._held:
+            self._write([encode_notice(status)])
+
+    def _take_notice(self, notice: Notice) -> None:
+        """Tell the client, if it is one that has sent datagrams."""
+        if self._stream_side == 0 or notice.status not in CODES or not self._may_notice():
+            return
+        try:
+            destination, client = (
+                TcpAddress(*name[:2]) for name in (self._datagrams.getsockname(), self._datagrams.getpeername())
+            )
+        except OSError:
+            return
+        tell_client(client, destination, Status(notice.status))
 
     def _from_datagrams(self) -> bool:
         """Return whether there may be more to read."""
@@ -225,13 +284,24 @@ class DatagramRelay:
                 datagram = self._datagrams.recv(self._limits.max_datagram_bytes + 1)
             except BlockingIOError:
                 return pieces, False
-            except OSError:
-                continue  # an ICMP message: the client waits in vain, as it would without us
+            except OSError as exc:
+                self._give_notice(exc)
+                if self.closed:
+                    return [], False
+                continue
             if len(datagram) > self._limits.max_datagram_bytes:
                 self.dropped += 1
                 continue
             flow.total += len(datagram)
-            pieces += (encode_length(len(datagram)), datagram)
+            if self.check is None:
+                pieces += (encode_length(len(datagram)), datagram)
+                continue
+            allowed = self.check(datagram)
+            if allowed is None:
+                self.close(reset=False)
+                return [], False
+            for one in allowed:
+                pieces += (encode_length(len(one)), one)
         return pieces, True
 
     def _write(self, pieces: list[bytes]) -> None:
