@@ -55,6 +55,7 @@ PURE = [
     "pipeline/src/enclavekit_pipeline/wire/exec_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/job_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/copy_messages.py",
+    "pipeline/src/enclavekit_pipeline/wire/digest.py",
     "libs/core/src/enclavekit_core/seccomp.py",
     "pipeline/src/enclavekit_pipeline/wire/forward_messages.py",
     "pipeline/src/enclavekit_pipeline/wire/legacy_slc.py",

@@ -5,7 +5,7 @@ import os
 import socket
 
 import pytest
-from enclavekit_pf_proxy.flow import COPY_BYTES, Flow, NotAllowed, Shared
+from enclavekit_pf_proxy.flow import COPY_BYTES, Flow, NotAllowed, Shared, widen
 from enclavekit_pf_proxy.half_close import Event, State
 from enclavekit_pf_proxy.passage import Passage
 from enclavekit_pf_proxy.pipes import LARGE_PIPE_BYTES, PipePool
@@ -174,3 +174,12 @@ def test_what_is_not_allowed_does_not_leave(lines, count):
     with pytest.raises(NotAllowed):
         line.move()
     assert not line.has_bytes()
+
+
+def test_widen_lets_a_unix_socket_take_more():
+    line, other = socket.socketpair()
+    with line, other:
+        before = line.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        widen(line)
+        after = line.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    assert after > before

@@ -23,6 +23,8 @@ from enclavekit_pipeline.wire.frames import (
     HEADER,
     HOST_STREAMS,
     MAX_PAYLOAD_BYTES,
+    MAX_RECORDS_BYTES,
+    RECORDS_BYTES,
     Frame,
     FrameDecoder,
     Kind,
@@ -42,9 +44,9 @@ PAYLOADS = (
     b'{"verb":"exec","argv":["true"]}',
     b'{"verb":"cp-out","path":"/x"}',
     b'{"code":"denied","message":"no"}',
-    b'{"version":2,"nonce":"' + b"00" * 32 + b'"}',
+    b'{"version":3,"nonce":"' + b"00" * 32 + b'"}',
     b'{"certificate":"","signature":""}',
-    b'{"name":"x","version":2}',
+    b'{"name":"x","version":3}',
     b"\x13\x00\x04\x00\x00",
 )
 
@@ -54,17 +56,31 @@ class FakeWire:
 
     def __init__(self, pieces: list[bytes]) -> None:
         self.pieces = pieces[::-1]
-        self.unsent_bytes = 0
-        self.written = 0
+        self.sent_bytes = self.written_bytes = 0
 
-    async def read(self) -> bytes:
+    async def read(self, most: int) -> bytes:
         await asyncio.sleep(0)
-        return self.pieces.pop() if self.pieces else b""
+        if not self.pieces:
+            return b""
+        piece = self.pieces.pop()
+        if len(piece) > most:
+            self.pieces.append(piece[most:])
+        return piece[:most]
 
-    def write(self, data: bytes) -> None:
-        self.written += len(data)
+    async def fill(self, view: memoryview) -> int:
+        filled = 0
+        while filled < len(view) and (piece := await self.read(len(view) - filled)):
+            view[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return filled
+
+    def write(self, *parts: bytes) -> None:
+        self.written_bytes += sum(map(len, parts))
 
     async def drain(self) -> None:
+        pass
+
+    async def flush(self) -> None:
         pass
 
     def is_closing(self) -> bool:
@@ -81,7 +97,10 @@ def make_frame(rng: random.Random) -> bytes:
     if kind in DATA_KINDS:
         if rng.random() < 0.15:
             return encode(Frame(kind, b"", stream, end=True))
-        return encode(Frame(kind, bytes(rng.choice((0, 1, 300, 16384, MAX_PAYLOAD_BYTES))), stream))
+        sizes = [0, 1, 300, 16384, MAX_PAYLOAD_BYTES]
+        if kind is Kind.RECORDS:
+            sizes += [MAX_PAYLOAD_BYTES + 1, RECORDS_BYTES, MAX_RECORDS_BYTES]
+        return encode(Frame(kind, rng.randbytes(1) * rng.choice(sizes), stream))
     if kind is Kind.CREDIT and rng.random() < 0.8:
         return encode_credit(stream, rng.choice(sorted(DATA_KINDS)), rng.choice((0, 1, 2**18, 2**31, 2**32 - 1)))
     payload = rng.choice(PAYLOADS) if rng.random() < 0.7 else rng.randbytes(rng.randrange(40))
@@ -116,12 +135,26 @@ def split(rng: random.Random, wire: bytes) -> list[bytes]:
     return pieces
 
 
-def decode(pieces: list[bytes]) -> tuple[list[Frame], str]:
-    """Return the frames, and the error that ended them."""
+def decode(rng: random.Random, pieces: list[bytes], large_bytes: int) -> tuple[list[Frame], str]:
+    """Return the frames, and the error that ended them. Large payloads are read into their room, or fed; their memory
+    is given back at once."""
     decoder, frames = FrameDecoder(), []
+    decoder.large_bytes = large_bytes
     try:
         for piece in pieces:
-            frames += decoder.feed(piece)
+            view = memoryview(piece)
+            while view:
+                if (room := decoder.room) is not None and rng.random() < 0.7:
+                    part = view[: len(room)]
+                    room[: len(part)] = part
+                    found = decoder.filled(len(part))
+                else:
+                    part = view[: rng.randint(1, len(view))]
+                    found = decoder.feed(part)
+                view = view[len(part) :]
+                for frame in found:
+                    frames.append(Frame(frame.kind, bytes(frame.content), frame.stream, frame.end))
+                    decoder.recycle(frame)
         decoder.feed_eof()
     except EnclavekitError as exc:
         return frames, str(exc)
@@ -130,7 +163,8 @@ def decode(pieces: list[bytes]) -> tuple[list[Frame], str]:
 
 def fuzz_decoder(rng: random.Random, wire: bytes) -> None:
     one, other = split(rng, wire), split(rng, wire)
-    (frames, error), (again, same) = decode(one), decode(other)
+    large_bytes = rng.choice((MAX_PAYLOAD_BYTES, MAX_RECORDS_BYTES))
+    (frames, error), (again, same) = decode(rng, one, large_bytes), decode(rng, other, large_bytes)
     # a piece with an error in it gives none of its frames: how far one gets depends on the split, the error does not
     common = min(len(frames), len(again))
     assert frames[:common] == again[:common]
@@ -172,9 +206,9 @@ def check_bounds(connection: Connection) -> None:
     streams = list(connection._streams.values())
     assert len(streams) <= 2 * MAX_STREAMS
     for stream in streams:
-        waiting = [frame for frame in stream._incoming._queue if frame is not None]
+        waiting = [frame for frame in stream._incoming if frame is not None]
         for kind in DATA_KINDS:
-            cost = sum(max(len(f.payload), MIN_FRAME_COST) for f in waiting if f.kind is kind and not f.end)
+            cost = sum(max(f.size, MIN_FRAME_COST) for f in waiting if f.kind is kind and not f.end)
             assert cost <= WINDOW_BYTES
         assert sum(frame.kind not in DATA_KINDS for frame in waiting) <= MAX_OTHER_FRAMES + 1
 

@@ -9,7 +9,6 @@ may lead out of it, and neither a half-made file nor a descriptor may stay.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 from enclavekit_core.errors import EnclavekitError
 from enclavekit_pipeline.channel.tree_sink import TreeSink, WriteOptions
 from enclavekit_pipeline.channel.tree_source import ReadOptions, TreeSource
+from enclavekit_pipeline.wire.digest import digest_of
 from enclavekit_pipeline.wire.tree_content import ContentHash, chunk_bytes
 from enclavekit_pipeline.wire.tree_records import (
     Count,
@@ -173,7 +173,7 @@ def fuzz_source(rng: random.Random, tree: Path) -> None:
             answers = bytearray()
             if rng.random() < 0.8:
                 for _ in range(rng.randrange(3)):
-                    digest = rng.choice((bytes(32), hashlib.sha256(b"content").digest()))
+                    digest = rng.choice((bytes(32), digest_of(b"content")))
                     record = rng.choice(
                         (
                             Plain(RecordKind.NOTHING),

@@ -57,12 +57,12 @@ def test_events_are_json_lines():
     display.start(100)
     display.show(50, 1)
     display.omit(LeftOut(b"a\x1b", Why.LEADS_OUT))
-    display.finish(Done(sha256="00" * 32, size=100, entries=2))
+    display.finish(Done(digest="00" * 32, size=100, entries=2))
     events = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [event["event"] for event in events] == ["start", "progress", "left-out", "done"]
     assert events[0]["total"] == 100
     assert events[2] == {"event": "left-out", "path": "a?", "why": "leads-out"}
-    assert events[3] == {"event": "done", "bytes": 100, "entries": 2, "left_out": 1, "sha256": "00" * 32}
+    assert events[3] == {"event": "done", "bytes": 100, "entries": 2, "left_out": 1, "digest": "00" * 32}
 
 
 def test_a_terminal_gets_a_bar_which_is_gone_in_the_end(enclave, tmp_path):

@@ -7,12 +7,15 @@ import os
 import resource
 import struct
 import time
+from pathlib import Path
 
 import pytest
+from enclavekit_attestation import ssl_keys
 from enclavekit_core.errors import EnclavekitError, TransportError
 from enclavekit_pipeline.channel.mux import Connection
 from enclavekit_pipeline.enclave import forker
 from enclavekit_pipeline.enclave.reception import MAX_STRANGERS
+from enclavekit_pipeline.enclave.workplace import MAX_COPIES_OF_CLIENT
 from enclavekit_pipeline.host.client import connect, receive, shake_hands
 from enclavekit_pipeline.host.session import connected
 from enclavekit_pipeline.wire.copy_messages import CopyOutRequest
@@ -127,9 +130,49 @@ async def test_caller_that_reads_nothing_costs_no_more_than_its_window(served, i
     await until(lambda: not children(process), "its command stays")
 
 
+async def test_copies_that_nobody_takes_keep_to_their_places(served, inside):
+    """Each holds megabytes: those of a client beyond its places wait, and cost nothing."""
+    process, target = served
+    (inside.app / "data/large").write_bytes(bytes(8_000_000))
+    request = CopyOutRequest(path="/data/large")
+    async with connected(target) as session, contextlib.AsyncExitStack() as stack:
+        stuck = [await stack.enter_async_context(session.open(request)) for _ in range(MAX_COPIES_OF_CLIENT)]
+        for stream in stuck:
+            await receive(stream, Kind.OPENED)
+        await until(lambda: len(opened(process, "large")) >= MAX_COPIES_OF_CLIENT, "copies do not begin")
+        waiting = [await stack.enter_async_context(session.open(request)) for _ in range(50)]
+        async with connected(target) as other:
+            assert await outcome(other, shell("exit 5")) == (5, b"")
+        assert len(opened(process, "large")) <= 3 * MAX_COPIES_OF_CLIENT  # the file, its tree's root and what is read
+        for stream in stuck:
+            stream.close()
+        for stream in waiting[:MAX_COPIES_OF_CLIENT]:
+            await receive(stream, Kind.OPENED)
+
+
+def opened(process, name):
+    """Return the descriptors of a process that are of files of this name."""
+    found = []
+    for descriptor in os.listdir(f"/proc/{process.pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found += [descriptor] * os.readlink(f"/proc/{process.pid}/fd/{descriptor}").endswith(f"/{name}")
+    return found
+
+
 def resident_kib(process):
     with open(f"/proc/{process.pid}/status") as source:
         return next(int(line.split()[1]) for line in source if line.startswith("VmRSS"))
+
+
+@pytest.mark.skipif(ssl_keys.find_library() is None, reason="this Python's ssl cannot check callers by itself")
+async def test_listener_holds_no_second_openssl(served, inside):
+    """Package cryptography is a quarter of what the listener would be; it makes the keys at start, and goes."""
+    process, target = served
+    async with connected(target) as session:
+        assert await outcome(session, shell("echo in")) == (0, b"in\n")
+    mapped = Path(f"/proc/{process.pid}/maps").read_text()
+    assert "libcrypto" in mapped
+    assert "cryptography" not in mapped
 
 
 async def test_listener_that_dies_is_heard_of_at_once(served):

@@ -105,6 +105,83 @@ def test_any_bytes_decode_or_are_refused(chunks):
     assert b"".join(chunks).startswith(b"".join(map(encode, got)))
 
 
+LARGE = Frame(Kind.RECORDS, bytes(range(256)) * 1024, 1)  # as much as one may have
+LARGE_WIRE = encode(SAMPLES[2]) + encode(LARGE) + encode(Frame(Kind.RECORDS, b"x" * 65537, 1)) + WIRE
+
+
+def known():
+    decoder = FrameDecoder()
+    decoder.large_bytes = frames.MAX_RECORDS_BYTES
+    return decoder
+
+
+def plain(found):
+    return [Frame(frame.kind, bytes(frame.content), frame.stream, frame.end) for frame in found]
+
+
+@pytest.mark.parametrize("step", [1, 7, 8, 9, 16384, 65536, 262136, 262144, 300000, len(LARGE_WIRE)])
+@pytest.mark.parametrize("direct", [False, True])
+def test_large_payloads_at_any_split(step, direct):
+    """Fed like all others, or read where they stay."""
+    decoder, got, view = known(), [], memoryview(LARGE_WIRE)
+    while view:
+        part = view[:step]
+        if direct and (room := decoder.room) is not None:
+            part = view[: min(step, len(room))]
+            room[: len(part)] = part
+            found = decoder.filled(len(part))
+        else:
+            found = decoder.feed(part)
+        got += plain(found)
+        for frame in found:
+            assert (frame.large is None) == (frame.size <= frames.MAX_PAYLOAD_BYTES)
+            decoder.recycle(frame)
+        view = view[len(part) :]
+    decoder.feed_eof()
+    assert got == [SAMPLES[2], LARGE, Frame(Kind.RECORDS, b"x" * 65537, 1), *SAMPLES]
+
+
+def test_large_payload_that_is_cut():
+    decoder = known()
+    assert decoder.feed(encode(LARGE)[:-1]) == []
+    assert decoder.room is not None and len(decoder.room) == 1
+    with pytest.raises(RemoteProtocolError):
+        decoder.feed_eof()
+    with pytest.raises(LocalProtocolError):
+        decoder.filled(2)
+    decoder.room[0] = LARGE.payload[-1]
+    assert plain(decoder.filled(1)) == [LARGE]
+    with pytest.raises(LocalProtocolError):
+        decoder.filled(0)
+
+
+def test_memory_of_large_payloads_is_used_again_once_it_is_given_back():
+    decoder, wire = known(), encode(LARGE)
+    first, second = (decoder.feed(wire)[0] for _ in range(2))
+    assert first.large.obj is not second.large.obj
+    for _ in range(2):
+        decoder.recycle(first)
+    third, fourth = (decoder.feed(wire)[0] for _ in range(2))
+    assert third.large.obj is first.large.obj
+    assert fourth.large.obj not in (first.large.obj, second.large.obj) or fourth.large.obj is not third.large.obj
+    held = [decoder.feed(wire)[0] for _ in range(3 * frames.MAX_SPARE)]
+    for frame in held:
+        decoder.recycle(frame)
+    assert len(decoder._spare) == frames.MAX_SPARE
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_large_payloads_are_of_copies_and_of_who_is_known(kind):
+    wire = frames.HEADER.pack(kind, 0, 1, frames.MAX_RECORDS_BYTES)
+    with pytest.raises(RemoteProtocolError):
+        FrameDecoder().feed(wire)
+    if kind is Kind.RECORDS:
+        assert known().feed(wire) == []
+        wire = frames.HEADER.pack(kind, 0, 1, frames.MAX_RECORDS_BYTES + 1)
+    with pytest.raises(RemoteProtocolError):
+        known().feed(wire)
+
+
 def test_credit_frames():
     frame = FrameDecoder().feed(encode_credit(3, Kind.STDERR, 70000))[0]
     assert decode_credit(frame.payload) == (Kind.STDERR, 70000)

@@ -29,7 +29,7 @@ def test_proof_covers_key_and_both_nonces():
         proof_bytes(bytes(32), CLIENT_NONCE, CLIENT_NONCE),
     ]
     assert base not in others
-    assert base.startswith(b"enclavekit/pipeline/2 client proof\0")
+    assert base.startswith(b"enclavekit/pipeline/3 client proof\0")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.HELLO])
@@ -59,9 +59,9 @@ def test_server_takes_no_auth_before_evidence():
     [
         b"",
         b'{"version":99,"nonce":"' + b"00" * 32 + b'"}',
-        b'{"version":2,"nonce":"00"}',
-        b'{"version":2,"nonce":"zz"}',
-        b'{"version":2}',
+        b'{"version":3,"nonce":"00"}',
+        b'{"version":3,"nonce":"zz"}',
+        b'{"version":3}',
     ],
 )
 def test_server_refuses_a_bad_hello(payload):

@@ -14,7 +14,15 @@ from enclavekit_pipeline.channel.mux import Connection, RequestRefused, StreamCl
 from enclavekit_pipeline.channel.tls_socket import TlsSocket
 from enclavekit_pipeline.wire import liveness
 from enclavekit_pipeline.wire.flow import WINDOW_BYTES
-from enclavekit_pipeline.wire.frames import ENCLAVE_STREAMS, HOST_STREAMS, Frame, Kind, encode, encode_credit
+from enclavekit_pipeline.wire.frames import (
+    ENCLAVE_STREAMS,
+    HOST_STREAMS,
+    RECORDS_BYTES,
+    Frame,
+    Kind,
+    encode,
+    encode_credit,
+)
 from enclavekit_pipeline.wire.numbering import MAX_STREAMS
 
 WAIT_S = 20
@@ -114,6 +122,84 @@ async def test_half_close_lets_open_streams_go_on():
         await theirs.send_data(Kind.STDOUT, b"still")
         assert (await ours.receive()).payload == b"still"
         assert not enclave.has_ended
+
+
+async def test_large_records_arrive_as_they_were_sent_from_memory_that_changes():
+    """More than the credit, from a buffer that is filled anew as soon as `send_data` lets it go."""
+    sizes = [1, 16376, 16377, 70_000, 300_000, 1_048_544, 3_000_000]
+    async with pair() as (host, enclave):
+        ours, theirs = await opened(host, enclave)
+
+        async def send():
+            buffer = bytearray(max(sizes))
+            for number, size in enumerate(sizes):
+                buffer[:size] = bytes([number + 1]) * size
+                await ours.send_data(Kind.RECORDS, memoryview(buffer)[:size])
+            await ours.send_end(Kind.RECORDS)
+
+        async def receive():
+            got = bytearray()
+            while not (frame := await theirs.receive()).end:
+                assert frame.size <= RECORDS_BYTES
+                got += frame.content
+                await theirs.consumed(frame)
+            return got
+
+        _, got = await asyncio.gather(send(), receive())
+        assert got == b"".join(bytes([number + 1]) * size for number, size in enumerate(sizes))
+
+
+async def test_cut_connection_ends_a_sender_of_much_and_its_receiver():
+    async with pair() as (host, enclave):
+        ours, theirs = await opened(host, enclave)
+        sending = asyncio.create_task(ours.send_data(Kind.RECORDS, memoryview(bytearray(WINDOW_BYTES))))
+        await theirs.receive()
+        host.abort()
+        with pytest.raises(TransportError):
+            await sending
+        with pytest.raises((TransportError, RemoteProtocolError)):  # in the middle of a frame, or between two
+            while True:
+                await theirs.receive()
+
+
+async def test_gathering_ends_with_enough_with_an_end_and_with_patience():
+    async with pair() as (host, enclave):
+        ours, theirs = await opened(host, enclave)
+        gathering = asyncio.create_task(theirs.gather(100_000, WAIT_S))
+        await ours.send_data(Kind.RECORDS, bytes(60_000))
+        await host.ping()
+        assert not gathering.done() and theirs.has_next(Kind.RECORDS) and not theirs.has_next(Kind.DONE)
+        await ours.send_data(Kind.RECORDS, bytes(60_000))
+        await gathering
+        await theirs.gather(100_000, WAIT_S)  # they lie there still
+        await theirs.gather(1_000_000, 0.001)
+        gathering = asyncio.create_task(theirs.gather(1_000_000, WAIT_S))
+        await ours.send_end(Kind.RECORDS)
+        await gathering
+        while not (await theirs.receive()).end:
+            pass
+        assert not theirs.has_next(Kind.RECORDS)
+        gathering = asyncio.create_task(theirs.gather(1, WAIT_S))
+        ours.close()
+        await gathering
+
+
+async def test_pings_of_one_who_does_not_read_are_answered_a_few_times_only():
+    async with pair(run_enclave=False) as (host, enclave):
+        stream = await host.open_stream()
+        await stream.send(Kind.OPEN, b"{}")
+        sending = asyncio.create_task(stream.send_data(Kind.RECORDS, bytes(WINDOW_BYTES - 1000)))
+        while not host._wire._unsent:
+            await asyncio.sleep(0)
+        for _ in range(3 * mux.MAX_UNSENT_PONGS):
+            host._take_control(Frame(Kind.PING, b"x"))
+            host._pings = 0
+        assert len(host._pongs) == mux.MAX_UNSENT_PONGS
+        reading = asyncio.create_task(enclave.run())
+        await sending
+        host._take_control(Frame(Kind.PING, b"x"))
+        assert len(host._pongs) < mux.MAX_UNSENT_PONGS
+        reading.cancel()
 
 
 async def test_end_of_the_connection_reaches_every_waiter():

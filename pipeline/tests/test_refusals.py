@@ -210,7 +210,7 @@ def test_crowd_at_the_door_is_cut_off_and_keeps_nobody_out(enclave):
         [Frame(Kind.AUTH, b"{}")],
         [Frame(Kind.HELLO, b'{"version":99,"nonce":"' + b"00" * 32 + b'"}')],
         [
-            Frame(Kind.HELLO, b'{"version":2,"nonce":"' + b"00" * 32 + b'"}'),
+            Frame(Kind.HELLO, b'{"version":3,"nonce":"' + b"00" * 32 + b'"}'),
             Frame(Kind.OPEN, b'{"verb":"exec","argv":["true"]}', 1),
         ],
     ],

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records of copies: table both ways, any split, every truncation, every limit, any bytes."""
 
-import hashlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
-from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
+from enclavekit_core.errors import InputError, LocalProtocolError, RemoteProtocolError
+from enclavekit_pipeline.wire import digest
 from enclavekit_pipeline.wire import tree_records as records
+from enclavekit_pipeline.wire.digest import digest_of
 from enclavekit_pipeline.wire.tree_content import MAX_CHUNKS, MIN_CHUNK_BYTES, ContentHash, chunk_bytes
 from enclavekit_pipeline.wire.tree_filter import Selection
 from enclavekit_pipeline.wire.tree_order import EntryOrder, shown, stays_inside
@@ -182,8 +184,8 @@ def test_decoder_holds_one_record_at_most():
 
 
 def plain_digest(data, chunk):
-    parts = [hashlib.sha256(data[i : i + chunk]).digest() for i in range(0, len(data), chunk)]
-    return hashlib.sha256(b"".join(parts)).digest()
+    parts = [digest_of(data[i : i + chunk]) for i in range(0, len(data), chunk)]
+    return digest_of(b"".join(parts))
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 300)), max_size=12), st.integers(1, 100))
@@ -200,12 +202,12 @@ def test_content_hash_is_that_of_the_chunks_however_it_comes(parts, chunk):
 def test_kept_chunks_count_like_sent_ones():
     data = bytes(range(250))
     content = ContentHash(100)
-    content.keep([hashlib.sha256(data[:100]).digest()], 100)
+    content.keep([digest_of(data[:100])], 100)
     content.update(data[100:])
     assert content.digest() == plain_digest(data, 100)
     content = ContentHash(100)
     content.update(data[:200])
-    content.keep([hashlib.sha256(data[200:]).digest()], 50)
+    content.keep([digest_of(data[200:])], 50)
     assert (content.size, content.digest()) == (250, plain_digest(data, 100))
 
 
@@ -318,3 +320,18 @@ def test_patterns_without_a_slash_are_for_names():
     assert selection.excludes(b"build/x")
     assert not selection.excludes(b"build")
     assert not selection.excludes(b"a/top")
+
+
+def test_digest_is_blake3():
+    """The vector is the first of https://github.com/BLAKE3-team/BLAKE3/blob/master/test_vectors/test_vectors.json."""
+    assert digest_of(b"").hex() == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+
+
+def test_without_blake3_a_copy_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    digest._load.cache_clear()
+    try:
+        with pytest.raises(InputError, match="the Python package blake3 is not installed"):
+            digest.new_digest()
+    finally:
+        digest._load.cache_clear()

@@ -43,6 +43,12 @@ class Half:
     async def consumed(self, frame):
         pass
 
+    def has_next(self, kind):
+        return not self.incoming.empty() and getattr(self.incoming._queue[0], "kind", None) is kind
+
+    async def gather(self, least, patience_s):
+        await asyncio.sleep(0)
+
     def break_with(self, error):
         self.broken = error
         self.incoming.put_nowait(error)
@@ -123,7 +129,7 @@ async def test_sender_waits_for_answers_no_longer_than_there_is_somebody(halves,
 
 
 async def test_what_is_confirmed_is_compared(halves, ends):
-    halves[0].incoming.put_nowait(Frame(Kind.DONE, encode_payload(Done(sha256="00" * 32, size=1)), 1))
+    halves[0].incoming.put_nowait(Frame(Kind.DONE, encode_payload(Done(digest="00" * 32, size=1)), 1))
     with pytest.raises(RemoteProtocolError):
         await send_tree(halves[0], ends[0], at_once, receive)
 
@@ -132,7 +138,7 @@ async def test_what_the_sender_says_of_itself_is_compared(halves, ends):
     root = encode_record(Entry(EntryType.DIRECTORY, b""))
     halves[1].incoming.put_nowait(Frame(Kind.RECORDS, root, 1))
     halves[1].incoming.put_nowait(Frame(Kind.RECORDS, b"", 1, end=True))
-    halves[1].incoming.put_nowait(Frame(Kind.DONE, encode_payload(Done(sha256="00" * 32, size=0, entries=1)), 1))
+    halves[1].incoming.put_nowait(Frame(Kind.DONE, encode_payload(Done(digest="00" * 32, size=0, entries=1)), 1))
     with pytest.raises(RemoteProtocolError, match="not what was sent"):
         await receive_tree(halves[1], ends[1], at_once, receive)
 

@@ -12,9 +12,13 @@ import ssl
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from enclavekit_core import fabric
+from enclavekit_core.address import VsockAddress
+from enclavekit_core.errors import TransportError
+from enclavekit_pipeline.host import client, legacy_client
 
 from .conftest import BIN, CID, PCRS, grant, listening
 
@@ -22,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/reference/pipeline-defects.md"
 DEFECTS = 22
 TAPPED_CID, OWN_CID = 31, 32
+LAST_PAUSE_S = 0.5  # between tries
 WORD = "Kohlrabi-4711"  # what is looked for where it must not be
 
 
@@ -140,3 +145,54 @@ def test_buffer_sizes_of_zero_change_nothing(enclave, tmp_path):
     done = subprocess.run(argv, env=enclave.environment, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert (enclave.app / "data/zero").read_bytes() == (tmp_path / "file").read_bytes()
+
+
+class Clock:
+    """Stands still but for who sleeps and who tries: nobody waits in earnest."""
+
+    def __init__(self, each_try_s):
+        self.now, self.tries, self.pauses, self._each_try_s = 1000.0, [], [], each_try_s
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, pause_s):
+        assert self.now < 10_000, "it is tried for ever"
+        self.pauses.append(pause_s)
+        self.now += pause_s
+
+    async def sleep_async(self, pause_s):
+        self.sleep(pause_s)
+
+    def refuse(self, address, timeout_s):
+        self.tries.append(self.now)
+        self.now += min(self._each_try_s, timeout_s)
+        raise TransportError("connect to", address, refusal := ConnectionRefusedError()) from refusal
+
+    async def refuse_async(self, address, timeout_s):
+        self.refuse(address, timeout_s)
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 0.1, 10.0, 120.0])
+@pytest.mark.parametrize("each_try_s", [0.0, 3.0])
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "theirs"])
+async def test_connecting_is_tried_for_as_long_as_asked(monkeypatch, timeout_s, each_try_s, ours):
+    clock = Clock(each_try_s)
+    module = client if ours else legacy_client
+    monkeypatch.setattr(module, "time", clock)
+    address = VsockAddress(99, 53000)
+    if ours:
+        monkeypatch.setattr(module, "connect_once", clock.refuse_async)
+        monkeypatch.setattr(module, "asyncio", SimpleNamespace(sleep=clock.sleep_async))
+        with pytest.raises(TransportError):
+            await module.connect(module.Target(address, None, None, timeout_s))
+    else:
+        monkeypatch.setattr(module, "connect", clock.refuse)
+        with pytest.raises(TransportError):
+            module.LegacyClient(address, timeout_s)
+    end_s = clock.tries[-1] - 1000.0
+    assert end_s <= timeout_s
+    # as far as there was time for one more, and the end of the last is the end
+    assert clock.now <= clock.tries[-1] + each_try_s
+    assert timeout_s - end_s <= 2 * LAST_PAUSE_S + each_try_s
+    assert all(pause <= LAST_PAUSE_S for pause in clock.pauses)  # an enclave that has booted is not left waiting

@@ -95,6 +95,9 @@ def test_closure_holds_nothing_of_other_services() -> None:
     assert set(quic.wheels) - set(egress.wheels) == {"cryptography", "cffi"} and quic.members == egress.members
     assert set(egress.wheels) - set(ingress.wheels) == {"dnspython", "h11"} and ingress.members == egress.members
     assert "nftables" in egress.debian and ingress.debian == ()
+    by_iptables = closure_of(["egress-iptables"], wheels)
+    assert "iptables" in by_iptables.debian and "nftables" not in by_iptables.debian
+    assert by_iptables.wheels == egress.wheels
     assert "pf-proxy" in ingress.commands and "pf-proxy" not in closure_of([], wheels).commands
 
 
@@ -199,7 +202,7 @@ def test_real_framework_imports_all_that_its_service_runs(service: str, tmp_path
     # the mains of its commands, and what they import when they run
     closure = closure_of(services, locked_wheels())
     modules = [COMMANDS[name].partition(":")[0] for name in closure.commands]
-    modules += RUN_BY[service]
+    modules += RUN_BY[service.removesuffix("-iptables")]
     check_imports(root, modules)
     assert sum(made.parts.values()) == pytest.approx(made.ramdisk.unpacked, rel=0.02)
     assert {"wheel", "debian", "own"} <= {part.partition("/")[0] for part in made.parts}

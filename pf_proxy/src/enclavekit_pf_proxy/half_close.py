@@ -21,6 +21,8 @@ from enclavekit_core.errors import LocalProtocolError
 
 
 class State(enum.Enum):
+    __hash__ = object.__hash__  # the table is asked for each end of each connection; Enum's own is a call of Python
+
     OPEN = "open"
     DRAINING = "draining"
     DISCARDING = "discarding"
@@ -28,6 +30,8 @@ class State(enum.Enum):
 
 
 class Event(enum.Enum):
+    __hash__ = object.__hash__
+
     SOURCE_ENDED = "source ended"
     SOURCE_FAILED = "source failed"
     SINK_FAILED = "sink failed"
@@ -56,6 +60,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 
+OVER = (State.ENDED, State.DISCARDING)  # nothing goes to the sink any more
+
+
 class HalfClose:
     """The states of both flows of one relay. Flow 0 goes from side 0 to side 1, flow 1 back."""
 
@@ -81,9 +88,10 @@ class HalfClose:
         return actions
 
     def _end(self) -> Action | None:
-        if self.states == [State.ENDED, State.ENDED]:
-            return Action.CLOSE
-        return Action.LINGER if set(self.states) <= {State.ENDED, State.DISCARDING} else None
+        one, other = self.states
+        if one not in OVER or other not in OVER:
+            return None
+        return Action.CLOSE if one is other is State.ENDED else Action.LINGER
 
     def _step(self, flow: int, event: Event) -> list[tuple[int, Action]]:
         before = self.states[flow]

@@ -28,7 +28,8 @@ def prepare_socket(sock: socket.socket, keepalive_s: int) -> None:
     """Make a socket ready to be relayed: non-blocking, and on TCP no delay for small writes, keep-alive, urgent data
     in its place in the stream.
     """
-    sock.setblocking(False)
+    if sock.gettimeout() != 0.0:
+        sock.setblocking(False)
     if sock.family in IP:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -43,4 +44,5 @@ def run_worker(
     signal.signal(RETIRE, lambda *_: server.retire())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal's goes to the whole group
     signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+    gc.freeze()  # as for one process alone; here it also leaves pages shared with the supervisor
     server.run()

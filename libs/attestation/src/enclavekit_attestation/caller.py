@@ -8,8 +8,14 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from enclavekit_core.errors import InputError, VerificationError, describe_cause
+
+from enclavekit_attestation import ssl_keys
+
+if TYPE_CHECKING:
+    import ctypes
 
 MAX_NAME_CHARS = 64
 MAX_FILE_BYTES = 64 * 1024
@@ -93,6 +99,27 @@ def key_of_client(certificate: str | None, spki_sha256: str | None) -> bytes:
 
 def check_proof(certificate_der: bytes, signature: bytes, signed: bytes) -> Caller:
     """Return who made `signature` over `signed`. Raises VerificationError if the certificate's key did not."""
+    library = ssl_keys.find_library()
+    if library is None:
+        return check_by_cryptography(certificate_der, signature, signed)
+    return check_by_ssl(library, certificate_der, signature, signed)
+
+
+def check_by_ssl(library: ctypes.CDLL, certificate_der: bytes, signature: bytes, signed: bytes) -> Caller:
+    """`check_proof` by the OpenSSL of Python's ssl: all that a listener has to load for it is there already."""
+    try:
+        with ssl_keys.read_certificate(library, certificate_der) as key:
+            if not (key.is_ec or key.is_ed25519):
+                raise _no_such_key()
+            if not key.verify(signature, signed):
+                raise _not_signed()
+            return _caller(key.spki_der, key.common_name)
+    except ssl_keys.CertificateError as exc:
+        raise _no_certificate() from exc
+
+
+def check_by_cryptography(certificate_der: bytes, signature: bytes, signed: bytes) -> Caller:
+    """`check_proof` where ssl's library cannot be used."""
     from cryptography import x509
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes
@@ -103,20 +130,35 @@ def check_proof(certificate_der: bytes, signature: bytes, signed: bytes) -> Call
         certificate = x509.load_der_x509_certificate(certificate_der)
         key = certificate.public_key()
         names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-        claimed = str(names[0].value)[:MAX_NAME_CHARS] if names else "without a name"
     except Exception as exc:  # a stranger's bytes: whichever exception the parser picks, it is no certificate
-        raise VerificationError("the caller", "the certificate is not one") from exc
+        raise _no_certificate() from exc
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
         elif isinstance(key, ed25519.Ed25519PublicKey):
             key.verify(signature, signed)
         else:
-            raise VerificationError("the caller", "neither an EC nor an Ed25519 key")
+            raise _no_such_key()
     except (InvalidSignature, UnsupportedAlgorithm) as exc:
-        raise VerificationError("the caller", "the signature is not by the certificate's key") from exc
+        raise _not_signed() from exc
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return Caller(hashlib.sha256(spki).digest(), claimed)
+    return _caller(spki, str(names[0].value) if names else None)
+
+
+def _caller(spki_der: bytes, name: str | None) -> Caller:
+    return Caller(hashlib.sha256(spki_der).digest(), "without a name" if name is None else name[:MAX_NAME_CHARS])
+
+
+def _no_certificate() -> VerificationError:
+    return VerificationError("the caller", "the certificate is not one")
+
+
+def _no_such_key() -> VerificationError:
+    return VerificationError("the caller", "neither an EC nor an Ed25519 key")
+
+
+def _not_signed() -> VerificationError:
+    return VerificationError("the caller", "the signature is not by the certificate's key")
 
 
 def _read(path: str) -> bytes:

@@ -16,6 +16,7 @@ import secrets
 import socket
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from enclavekit_core import fabric
 from enclavekit_core.address import CID_PARENT
@@ -40,18 +41,19 @@ class Peer:
     """User id on Unix sockets."""
 
 
-def identify_peer(sock: socket.socket, *, on_fabric: bool) -> Peer:
-    """Return who is connected to the accepted stream `sock`."""
-    if sock.family == socket.AF_VSOCK:
-        cid, port = sock.getpeername()
+def identify_peer(sock: socket.socket, *, on_fabric: bool, name: Any = None) -> Peer:
+    """Return who is connected to the accepted stream `sock`. `name`: what accept(2) said, which spares a call."""
+    family = sock.family  # looked up once: as an enum it is made anew each time
+    if family == socket.AF_VSOCK:
+        cid, port = name or sock.getpeername()
         return Peer(cid, f"vsock://{cid}:{port}")
-    if sock.family == socket.AF_UNIX:
+    if family == socket.AF_UNIX:
         pid, uid, _gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
         if not on_fabric:
             return Peer(None, f"unix pid {pid} uid {uid}", uid)
         cid = _cid_of_pid(pid, sock)
         return Peer(cid, f"vsock://{'unknown' if cid is None else cid} (pid {pid})", uid)
-    host, port = sock.getpeername()[:2]
+    host, port = (name or sock.getpeername())[:2]
     return Peer(None, f"tcp://{host}:{port}")
 
 

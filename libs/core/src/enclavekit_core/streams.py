@@ -213,9 +213,9 @@ class Listener:
 
     def accept(self) -> tuple[socket.socket, Peer]:
         """Wait for a connection and return it with who made it."""
-        sock, _ = self.socket.accept()
+        sock, name = self.socket.accept()
         try:
-            return sock, identify_peer(sock, on_fabric=self.on_fabric)
+            return sock, identify_peer(sock, on_fabric=self.on_fabric, name=name)
         except OSError:
             # gone again before we could look: nobody's loss but its own
             sock.close()

@@ -16,8 +16,10 @@ from enclavekit_pf_proxy.rules.divert import OWN_MARK, Divert, Method, Origin, R
 TABLES = ("nat", "mangle")
 HOOKS = {Origin.OUTPUT: "OUTPUT", Origin.PREROUTING: "PREROUTING"}
 CHAIN = re.compile(r":(\S+) ")
+FAILED = re.compile(r"(?:line|Error occurred at line:) (\d+)")
+PROGRAM = re.compile(r"^(?:ip6?tables\S*(?: v\S+ \(\w+\))?: )+")
 DNS_PORT = 53
-OWN = f"-m mark --mark {OWN_MARK:#x} -j RETURN"
+OWN = f"-m mark --mark {OWN_MARK:#x} -j RETURN"  # of xt_mark, which AWS's stock kernel does not have
 
 
 def render_rules(rules: RuleSet, version: int, saved: Mapping[str, str]) -> str:
@@ -32,6 +34,22 @@ def render_rules(rules: RuleSet, version: int, saved: Mapping[str, str]) -> str:
 def render_removal(name: str, saved: Mapping[str, str]) -> str:
     """Return the script that takes everything of `name` out; empty if there is nothing."""
     return "".join(_transaction(name, table, saved.get(table, ""), {}) for table in TABLES)
+
+
+def cause_of(stderr: str, script: str) -> str:
+    """Return why iptables-restore failed on `script`: its own words, and the line that nobody else has seen."""
+    first = next((line.strip() for line in stderr.splitlines() if line.strip()), "no message")
+    place = FAILED.search(stderr)
+    lines = script.splitlines()
+    failed = int(place[1]) if place else 0
+    if not 1 <= failed <= len(lines):
+        return PROGRAM.sub("", first)
+    line = lines[failed - 1]
+    if line == "COMMIT":  # that a match or a target is missing, iptables-restore does not say
+        table = next(other for other in reversed(lines[:failed]) if other.startswith("*"))
+        return f"the kernel does not take the rules of table {table[1:]}: it lacks a match or a target of them"
+    words = PROGRAM.sub("", first)
+    return f"`{line}` failed" if FAILED.match(words) else f"{words}, at `{line}`"
 
 
 Chains = dict[str, list[str]]
@@ -66,7 +84,7 @@ def _nat(rules: RuleSet, version: int) -> Chains:
         diverts = rules.of(version, Method.REDIRECT, origin)
         if not diverts and not dns:
             continue
-        main = chains[f"{rules.name}_{origin.value}"] = [OWN]
+        main = chains[f"{rules.name}_{origin.value}"] = _head(rules)
         if dns and rules.dns is not None:
             target = f"-j REDIRECT --to-ports {rules.dns.port}"
             main += [f"-p {protocol} --dport {DNS_PORT} {target}" for protocol in ("udp", "tcp")]
@@ -76,19 +94,23 @@ def _nat(rules: RuleSet, version: int) -> Chains:
     return chains
 
 
+def _head(rules: RuleSet) -> list[str]:
+    return [OWN] if rules.spares_own else []
+
+
 def _mangle(rules: RuleSet, version: int) -> Chains:
     chains: Chains = {}
     output = rules.of(version, Method.TPROXY, Origin.OUTPUT)
     foreign = rules.of(version, Method.TPROXY, Origin.PREROUTING)
     mark = f"{rules.mark:#x}"
     if output:
-        main = chains[f"{rules.name}_output"] = [OWN]
+        main = chains[f"{rules.name}_output"] = _head(rules)
         if rules.diverts_dns(version):
             main += [f"-p {protocol} --dport {DNS_PORT} -j RETURN" for protocol in ("udp", "tcp")]
         for number, divert in enumerate(output):
             _add(chains, main, f"{rules.name}_out{number}", divert, version, [f"-j MARK --set-mark {mark}"])
     if output or foreign:
-        main = chains[f"{rules.name}_prerouting"] = [OWN]
+        main = chains[f"{rules.name}_prerouting"] = _head(rules)
         for number, divert in enumerate(output):
             condition = f"-i lo -m mark --mark {mark} "
             _add(chains, main, f"{rules.name}_in{number}", divert, version, [_tproxy(divert, mark)], condition)

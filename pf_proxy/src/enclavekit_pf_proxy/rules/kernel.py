@@ -63,6 +63,8 @@ def choose_backend(wanted: Backend) -> Backend:
     if wanted is Backend.NFT:
         raise InputError("find program", "nft", "it is not installed")
     if _iptables_program("restore", 4) is None:
+        if _find("nft") and wanted is Backend.AUTO:
+            raise InputError("find program", "iptables-restore", "it is not installed, and the kernel has no nf_tables")
         raise InputError("find program", "nft or iptables-restore", "neither is installed")
     return Backend.IPTABLES
 
@@ -117,14 +119,19 @@ def _run_iptables(verb: str, name: str, render_one: Render) -> None:
             if script:
                 # several transactions: what a failed one leaves half-made is taken out below
                 done.append(version)
-                _run([_need_iptables("restore", version), "--noflush"], script, verb, name)
+                _restore(version, script, verb, name)
     except EnclavekitError:
         if verb == "apply":
             for version in done:
                 script = iptables.render_removal(name, _saved(version))
                 if script:
-                    _run([_need_iptables("restore", version), "--noflush"], script, "remove", name)
+                    _restore(version, script, "remove", name)
         raise
+
+
+def _restore(version: int, script: str, verb: str, name: str) -> None:
+    argv = [_need_iptables("restore", version), "--noflush"]
+    _run(argv, script, verb, name, lambda stderr: iptables.cause_of(stderr, script))
 
 
 def _saved(version: int) -> dict[str, str]:
@@ -151,7 +158,7 @@ def _iptables_program(verb: str, version: int) -> str | None:
     """Return the program; where there are two, not the one that speaks nf_tables to a kernel without."""
     plain = _iptables_name(verb, version)
     legacy = plain.replace(f"-{verb}", f"-legacy-{verb}")
-    return (None if has_nf_tables() else _find(legacy)) or _find(plain)
+    return _first(plain, legacy) if has_nf_tables() else _first(legacy, plain)
 
 
 def _need_iptables(verb: str, version: int) -> str:
@@ -165,16 +172,20 @@ def _run_nft(script: str, verb: str, name: str) -> None:
     program = _find("nft")
     if program is None:
         raise InputError("find program", "nft", "it is not installed")
-    _run([program, "-f", "-"], script, verb, name)
+    _run([program, "-f", "-"], script, verb, name, cause_of)
 
 
-def _run(argv: Sequence[str], script: str, verb: str, name: str) -> None:
+def _run(argv: Sequence[str], script: str, verb: str, name: str, cause: Callable[[str], str]) -> None:
     try:
         done = subprocess.run(argv, input=script, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise RulesError(verb, name, f"{argv[0]}: {describe_cause(exc)}") from exc
     if done.returncode:
-        raise RulesError(verb, name, cause_of(done.stderr))
+        raise RulesError(verb, name, cause(done.stderr))
+
+
+def _first(*programs: str) -> str | None:
+    return next((found for program in programs if (found := _find(program))), None)
 
 
 def _find(program: str) -> str | None:

@@ -7,11 +7,11 @@ import mmap
 import os
 from dataclasses import dataclass
 
-from enclavekit_pipeline.wire.frames import DATA_BYTES
+from enclavekit_pipeline.wire.frames import RECORDS_BYTES
 from enclavekit_pipeline.wire.tree_records import HEADER, MAX_BODY_BYTES, data_header
 
 # each batch is handed from a thread to the event loop, which costs as much as sending 64 KiB; in whole frames
-CAPACITY_BYTES = 16 * DATA_BYTES
+CAPACITY_BYTES = 4 * RECORDS_BYTES
 BATCH_BYTES = CAPACITY_BYTES - HEADER.size - MAX_BODY_BYTES  # from here on one is full: a record might not find room
 
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 
 from enclavekit_core.errors import EnclavekitError, RemoteProtocolError, TransportError
 
 from enclavekit_pipeline.channel.stream import RequestRefused, Stream, StreamClosed
-from enclavekit_pipeline.channel.tls_socket import TlsSocket
+from enclavekit_pipeline.channel.tls_socket import READ_BYTES, TlsSocket
 from enclavekit_pipeline.wire.frames import (
     CONTROL_STREAM,
     ENCLAVE_STREAMS,
+    HEADER,
     HOST_STREAMS,
+    MAX_RECORDS_BYTES,
     Frame,
     FrameDecoder,
     Kind,
@@ -28,7 +31,7 @@ from enclavekit_pipeline.wire.numbering import MAX_STREAMS, StreamNumbers
 __all__ = ["Connection", "RequestRefused", "Stream", "StreamClosed"]
 
 MAX_PINGS = 8  # of the peer in one read
-MAX_UNSENT_BYTES = 1024 * 1024  # of a peer that does not read: no PONG is added to it
+MAX_UNSENT_PONGS = 8  # of a peer that does not read: no more are added
 CLOSE_TIMEOUT_S = 2.0  # for the peer's part in ending TLS, which it may never do
 PROBE = b"probe"  # payload of the PING of `ping`; Liveness uses numbers
 
@@ -46,6 +49,7 @@ class Connection:
         """`opens` are the numbers of the streams that this side opens; the peer opens the others."""
         self._wire, self._peer = wire, peer
         self._decoder = FrameDecoder()
+        self._after_large = False
         self._pending: list[Frame] = []
         self._streams: dict[int, Stream] = {}
         self._closing: set[int] = set()  # closed here, not yet by the peer: what comes for them is dropped
@@ -54,6 +58,7 @@ class Connection:
         self._peer_streams = 0
         self._freed = asyncio.Event()
         self._pings = 0
+        self._pongs: deque[int] = deque()  # at how many sent bytes each of ours is out
         self._probe: asyncio.Future[None] | None = None
         self._probing = asyncio.Lock()
         self._liveness: Liveness | None = None
@@ -68,11 +73,20 @@ class Connection:
     async def send(self, frame: Frame) -> None:
         await self.send_raw(encode(frame))
 
-    async def send_raw(self, data: bytes) -> None:
+    async def send_raw(self, *parts: bytes | memoryview) -> None:
+        """Send what is encoded already, with nothing in between; `flush` says when it may change again."""
         self.check_open()
         try:
-            self._wire.write(data)
+            self._wire.write(*parts)
             await self._wire.drain()
+        except OSError as exc:
+            self._error = self._error or exc
+            raise self.failure() from exc
+
+    async def flush(self) -> None:
+        """Wait until the memory of what has been sent so far is no longer needed."""
+        try:
+            await self._wire.flush()
         except OSError as exc:
             self._error = self._error or exc
             raise self.failure() from exc
@@ -90,17 +104,29 @@ class Connection:
         return self._pending.pop(0)
 
     async def _read_more(self) -> bool:
+        """Add to `_pending` what comes; return whether something has. Large payloads are read where they stay."""
+        room = self._decoder.room
         try:
-            data = await self._wire.read()
+            if room is None:
+                # one large payload is seldom alone: of what comes next only the header, which says where to read it
+                data = await self._wire.read(HEADER.size if self._after_large else READ_BYTES)
+                count = len(data)
+            else:
+                count = await self._wire.fill(room)
         except OSError as exc:
             self._error = self._error or exc
             return False
-        if not data:
+        if not count:
             if self._error is None:
                 self._decoder.feed_eof()
             return False
-        self._pending += self._decoder.feed(data)
+        self._after_large = room is not None
+        self._pending += self._decoder.feed(data) if room is None else self._decoder.filled(count)
         return True
+
+    def recycle(self, frame: Frame) -> None:
+        """Take back the memory of a frame that has been passed on."""
+        self._decoder.recycle(frame)
 
     async def open_stream(self) -> Stream:
         """Return a new stream of ours, once there is room for one. Raises what `failure` returns."""
@@ -133,6 +159,7 @@ class Connection:
     async def run(self) -> None:
         """Deliver frames until the connection ends; its reason is then in `failure()`."""
         self._liveness = Liveness(asyncio.get_running_loop().time())
+        self._decoder.large_bytes = MAX_RECORDS_BYTES  # who is at the other end is known by now
         watching = asyncio.create_task(self._watch(self._liveness))
         try:
             while True:
@@ -217,8 +244,11 @@ class Connection:
                 self._pings += 1
                 if self._pings > MAX_PINGS or len(frame.payload) > MAX_PING_BYTES:
                     raise RemoteProtocolError("cannot read frame: too many or too large PINGs")
-                if self._wire.unsent_bytes <= MAX_UNSENT_BYTES:
+                while self._pongs and self._pongs[0] <= self._wire.sent_bytes:
+                    self._pongs.popleft()
+                if len(self._pongs) < MAX_UNSENT_PONGS:
                     self.post(Frame(Kind.PONG, frame.payload))
+                    self._pongs.append(self._wire.written_bytes)
             case Kind.PONG:
                 if frame.payload == PROBE and self._probe is not None and not self._probe.done():
                     self._probe.set_result(None)

@@ -18,6 +18,7 @@ import stat
 import time
 
 from enclavekit_pipeline.channel.file_user import file_uid
+from enclavekit_pipeline.channel.holes import is_hole
 
 NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 NAMELESS_FILE = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
@@ -96,6 +97,10 @@ class PartialFile:
     def read_found(self, count: int, offset: int) -> bytes:
         """Return what an earlier copy wrote."""
         return os.pread(self._descriptor, count, offset)
+
+    def found_hole(self, start: int, stop: int) -> bool:
+        """Say whether an earlier copy left a hole there."""
+        return is_hole(self._descriptor, start, stop)
 
     def finish(self, *, mode: int, mtime_ns: int, owner: tuple[int, int] | None, sync: bool) -> None:
         """Put the file in place and close it, so that who hears of it finds it without a writer.

@@ -30,11 +30,16 @@ class TlsSocket:
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self._sock = sock
+        self._descriptor = sock.fileno()  # to asyncio the number: of a socket it would ask the kernel, to describe it
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray(READ_BYTES)
         self._unsent: deque[memoryview] = deque()
         self._unsent_bytes = 0
+        self._sent_bytes = 0  # of all that was written
+        self._flushes: deque[tuple[int, asyncio.Future[None]]] = deque()  # at so many sent bytes somebody wants to know
         self._read_in_turn = self._sent_in_turn = 0
+        self._filling: memoryview | None = None
+        self._filled = 0
         self._watching = False
         self._readable: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -95,11 +100,39 @@ class TlsSocket:
         while (count := self._read_into(view)) is None:
             self._read_in_turn = 0
             await self._wait_readable()
+        await self._let_others(count)
+        return view[:count]
+
+    async def _let_others(self, count: int) -> None:
+        """However fast it comes: others have things to do."""
         self._read_in_turn += count
-        if self._read_in_turn > YIELD_BYTES:  # however fast it comes: others have things to do
+        if self._read_in_turn > YIELD_BYTES:
             self._read_in_turn = 0
             await asyncio.sleep(0)
-        return view[:count]
+
+    async def fill(self, view: memoryview) -> int:
+        """Read as much as `view` takes, waiting for all of it; return how much it was, less only at the end. Raises
+        OSError."""
+        self._filling, self._filled = view, 0
+        try:
+            if not self._fill_some():
+                self._read_in_turn = 0
+                await self._wait_readable()  # for all of it, see _on_readable
+                if self._filled < len(view) and self._error is not None:
+                    raise self._error
+        finally:
+            self._filling = None
+        await self._let_others(self._filled)
+        return self._filled
+
+    def _fill_some(self) -> bool:
+        """Read what is there of what `fill` wants; return whether it is to wait no longer."""
+        assert self._filling is not None
+        while self._filled < len(self._filling):
+            if not (count := self._read_into(self._filling[self._filled :])):
+                return count is not None
+            self._filled += count
+        return True
 
     def _read_into(self, view: memoryview) -> int | None:
         """Return how much could be read at once, 0 for the end, None for "wait"."""
@@ -123,13 +156,14 @@ class TlsSocket:
                 raise
         return count
 
-    def write(self, data: bytes) -> None:
-        """Send, now or when the peer takes it; errors come out of `read` and `drain`."""
-        view = memoryview(data)
-        while view:
-            part, view = view[:PLAIN_BYTES], view[PLAIN_BYTES:]
-            self._unsent.append(part)
-        self._unsent_bytes += len(data)
+    def write(self, *parts: bytes | memoryview) -> None:
+        """Send, now or when the peer takes it; errors come out of `read`, `drain` and `flush`. What is in `parts`
+        must stay as it is until it has been sent, see `flush`."""
+        for data in parts:
+            view = memoryview(data)
+            for begin in range(0, len(view), PLAIN_BYTES):
+                self._unsent.append(view[begin : begin + PLAIN_BYTES])
+            self._unsent_bytes += len(view)
         if self._sending:
             return
         if self._unsent_bytes > SMALL_BYTES:
@@ -147,6 +181,7 @@ class TlsSocket:
             while self._unsent:
                 count = self._sock.send(self._unsent[0])
                 self._unsent_bytes -= count
+                self._sent_bytes += count
                 self._sent_in_turn += count
                 if count < len(self._unsent[0]):
                     self._unsent[0] = self._unsent[0][count:]
@@ -155,16 +190,18 @@ class TlsSocket:
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             if not self._sending:
                 self._sending = True
-                self._loop.add_writer(self._sock, self._send)
+                self._loop.add_writer(self._descriptor, self._send)
         except OSError as exc:
             self._error = self._error or exc
             self._unsent.clear()
             self._unsent_bytes = 0
         if not self._unsent and self._sending:
             self._sending = False
-            self._loop.remove_writer(self._sock)
+            self._loop.remove_writer(self._descriptor)
         if self._unsent_bytes <= HIGH_WATER_BYTES // 2:
             _wake(self._drained)
+        while self._flushes and (self._error is not None or self._flushes[0][0] <= self._sent_bytes):
+            _wake(self._flushes.popleft()[1])
 
     async def drain(self) -> None:
         """Wait while much is unsent. Raises OSError once nothing can be sent any more."""
@@ -176,14 +213,28 @@ class TlsSocket:
         if self._error is not None:
             raise self._error
 
+    async def flush(self) -> None:
+        """Wait until what has been written so far is sent. Raises OSError once nothing can be sent any more."""
+        if self._unsent and self._error is None:
+            sent: asyncio.Future[None] = self._loop.create_future()
+            self._flushes.append((self.written_bytes, sent))
+            await sent
+        if self._error is not None:
+            raise self._error
+
     async def _wait_drained(self) -> None:
         if self._drained is None or self._drained.done():
             self._drained = self._loop.create_future()
         await asyncio.shield(self._drained)
 
     @property
-    def unsent_bytes(self) -> int:
-        return self._unsent_bytes
+    def sent_bytes(self) -> int:
+        """Of all that was written, so far."""
+        return self._sent_bytes
+
+    @property
+    def written_bytes(self) -> int:
+        return self._sent_bytes + self._unsent_bytes
 
     def is_closing(self) -> bool:
         return self._closing
@@ -221,13 +272,16 @@ class TlsSocket:
             self._send()  # as far as it goes
         self._error = self._error or _ended()
         if self._sock.fileno() >= 0:
-            self._loop.remove_reader(self._sock)
-            self._loop.remove_writer(self._sock)
+            self._loop.remove_reader(self._descriptor)
+            self._loop.remove_writer(self._descriptor)
             self._sock.close()
         self._unsent.clear()
         self._unsent_bytes = 0
         _wake(self._readable)
         _wake(self._drained)
+        for _, sent in self._flushes:
+            _wake(sent)
+        self._flushes.clear()
 
     async def _wait_readable(self) -> None:
         if self._sock.fileno() < 0:
@@ -235,25 +289,30 @@ class TlsSocket:
         self._readable = self._loop.create_future()
         if not self._watching:
             self._watching = True
-            self._loop.add_reader(self._sock, self._on_readable)
+            self._loop.add_reader(self._descriptor, self._on_readable)
         await self._readable
 
     def _on_readable(self) -> None:
         if self._readable is None or self._readable.done():
             # nobody waits, and it would be said again and again
             self._watching = False
-            self._loop.remove_reader(self._sock)
-        else:
-            self._readable.set_result(None)
+            self._loop.remove_reader(self._descriptor)
+            return
+        try:
+            # a large payload comes in many parts: waking up whoever wants all of it for each would cost more than these
+            if self._filling is None or self._fill_some():
+                self._readable.set_result(None)
+        except OSError as exc:
+            self._readable.set_exception(exc)
 
     async def _wait_writable(self) -> None:
         writable: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_writer(self._sock, _wake, writable)
+        self._loop.add_writer(self._descriptor, _wake, writable)
         try:
             await writable
         finally:
             if self._sock.fileno() >= 0:
-                self._loop.remove_writer(self._sock)
+                self._loop.remove_writer(self._descriptor)
 
 
 def _ended() -> OSError:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from enclavekit_pipeline.channel.holes import is_hole
 from enclavekit_pipeline.channel.partial_file import PartialFile, look_at_target, set_metadata
 from enclavekit_pipeline.channel.target_tree import TargetTree, WriteOptions
 from enclavekit_pipeline.channel.tree_directories import copy_error
-from enclavekit_pipeline.wire.tree_content import MIN_CHUNK_BYTES, chunk_bytes
+from enclavekit_pipeline.wire.digest import new_digest
+from enclavekit_pipeline.wire.tree_content import MIN_CHUNK_BYTES, chunk_bytes, zero_digest
 from enclavekit_pipeline.wire.tree_receiver import (
     Action,
     Announced,
@@ -61,7 +62,7 @@ class TreeSink:
     def moved(self) -> int:
         return self.receiver.moved
 
-    def take(self, parts: list[bytes]) -> bytes:
+    def take(self, parts: Sequence[bytes | memoryview]) -> bytes:
         """Do what `parts` of the records say, and return answers. Raises InputError, RemoteProtocolError."""
         with self._trying():
             return b"".join(self._do_all(self.receiver.feed(part)) for part in parts)
@@ -133,14 +134,14 @@ class TreeSink:
         if is_large(entry) and self._options.resume:
             self._large = PartialFile(directory, name, resumable=True)
             size = _comparable(self._large.found_bytes, entry.size, chunk)
-            digests = _digests(self._large.read_found, size, chunk)
+            digests = _digests(self._large.read_found, self._large.found_hole, size, chunk)
             self._resumes = bool(digests)
         if not digests and self._options.delta:
             base = self._open_base(directory, name)
             if base >= 0:
                 try:
                     size = _comparable(os.fstat(base).st_size, entry.size, chunk)
-                    digests = _digests(functools.partial(os.pread, base), size, chunk)
+                    digests = _digests(functools.partial(os.pread, base), functools.partial(is_hole, base), size, chunk)
                 finally:
                     os.close(base)
         return self.receiver.answer(entry, size, digests)
@@ -190,7 +191,10 @@ class TreeSink:
     def _copy_from_base(self, file: PartialFile, action: Kept) -> None:
         end, chunk = file.position + action.count, chunk_bytes(self._entry.size)
         for expected in action.digests:
-            digest, left = hashlib.sha256(), min(chunk, end - file.position)
+            digest, left = new_digest(), min(chunk, end - file.position)
+            if is_hole(self._base, file.position, file.position + left) and expected == zero_digest(left):
+                file.skip(left)
+                continue
             while left and (data := os.pread(self._base, min(READ_BYTES, left), file.position)):
                 digest.update(data)
                 file.write(data)
@@ -228,11 +232,16 @@ def _comparable(size: int, wanted: int, chunk: int) -> int:
     return size if size == wanted else min(size, wanted) // chunk * chunk
 
 
-def _digests(read: Callable[[int, int], bytes], size: int, chunk: int) -> list[bytes]:
+def _digests(
+    read: Callable[[int, int], bytes], has_hole: Callable[[int, int], bool], size: int, chunk: int
+) -> list[bytes]:
     """Return the digests of the chunks of what `read(count, offset)` gives, `size` bytes."""
     digests = []
     for start in range(0, size, chunk):
-        digest, offset, stop = hashlib.sha256(), start, min(start + chunk, size)
+        digest, offset, stop = new_digest(), start, min(start + chunk, size)
+        if has_hole(start, stop):
+            digests.append(zero_digest(stop - start))
+            continue
         while offset < stop and (data := read(min(READ_BYTES, stop - offset), offset)):
             digest.update(data)
             offset += len(data)

@@ -6,15 +6,16 @@ calls at once.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 from enclavekit_pipeline.channel.batch import BATCH_BYTES, Batch, BatchBuffer
+from enclavekit_pipeline.channel.holes import is_hole
 from enclavekit_pipeline.channel.tree_directories import copy_error
 from enclavekit_pipeline.channel.tree_walk import ReadOptions, TreeWalk
-from enclavekit_pipeline.wire.tree_content import ContentHash, chunk_bytes
+from enclavekit_pipeline.wire.digest import new_digest
+from enclavekit_pipeline.wire.tree_content import ContentHash, chunk_bytes, zero_digest
 from enclavekit_pipeline.wire.tree_records import (
     Count,
     End,
@@ -166,12 +167,13 @@ class TreeSource:
         kept_bytes = 0
         for their_digest in theirs:
             offset = content.size + kept_bytes
-            digest, count = hashlib.sha256(), 0
-            while data := os.pread(descriptor, min(READ_BYTES, chunk - count), offset + count):
+            hole = self._hole_at(descriptor, offset, chunk)
+            digest, count = new_digest(), hole
+            while not hole and (data := os.pread(descriptor, min(READ_BYTES, chunk - count), offset + count)):
                 digest.update(data)
                 count += len(data)
                 yield True
-            if count and digest.digest() == their_digest:
+            if count and (zero_digest(hole) if hole else digest.digest()) == their_digest:
                 kept.append(their_digest)
                 kept_bytes += count
                 continue
@@ -180,7 +182,12 @@ class TreeSource:
                 self._batch.add(encode_record(Count(RecordKind.KEEP, len(kept))))
                 yield True
                 kept, kept_bytes = [], 0
-            yield from self._sent(descriptor, content, count)
+            if hole:
+                content.zeros(hole)
+                self._batch.add(encode_record(Count(RecordKind.HOLE, hole)))
+                yield True
+            else:
+                yield from self._sent(descriptor, content, count)
             if count < chunk:
                 return True
         if kept:
@@ -188,6 +195,12 @@ class TreeSource:
             self._batch.add(encode_record(Count(RecordKind.KEEP, len(kept))))
             yield True
         return kept_bytes % chunk != 0
+
+    @staticmethod
+    def _hole_at(descriptor: int, start: int, chunk: int) -> int:
+        """Return the size of the chunk at `start` if it is nothing but a hole, else 0."""
+        stop = min(start + chunk, os.fstat(descriptor).st_size)
+        return stop - start if stop > start and is_hole(descriptor, start, stop) else 0
 
     def _sent(self, descriptor: int, content: ContentHash, count: int | None) -> Steps:
         """Send the next `count` bytes, or all to the end of the file: it may be another than when it was listed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from enclavekit_core.errors import RemoteProtocolError, TransportError
@@ -42,7 +42,7 @@ class Source(Protocol):
 class Sink(Protocol):
     receiver: TreeReceiver
 
-    def take(self, parts: list[bytes]) -> bytes: ...
+    def take(self, parts: Sequence[bytes | memoryview]) -> bytes: ...
     def finish(self) -> None: ...
 
 
@@ -129,72 +129,25 @@ async def receive_tree(
 
     Raises: InputError, RemoteProtocolError, TransportError.
     """
-    arrivals = Arrivals(stream, receive)
-    reading = asyncio.create_task(arrivals.read())
-    ended = False
-    try:
-        while not ended:
-            if not (taken := await arrivals.take()):
-                await reading  # it has failed
-            answers = await in_thread(sink.take, [frame.payload for frame in taken])
-            if answers:
-                await stream.send_data(Kind.ANSWERS, answers)
-            for frame in taken:
-                ended = ended or frame.end
-                await stream.consumed(frame)
-            watch()
-        expected = decode_payload(Done, (await receive(stream, Kind.DONE)).payload)
-        if expected != sink.receiver.done:
-            raise RemoteProtocolError("cannot copy: what arrived is not what was sent")
-        await in_thread(sink.finish)
-        await stream.send(Kind.DONE, encode_payload(expected))
-        return expected
-    finally:
-        await _end(reading)
-
-
-class Arrivals:
-    """Records that have come and are not taken yet."""
-
-    def __init__(self, stream: Stream, receive: Receive) -> None:
-        self._stream, self._receive = stream, receive
-        self._frames: list[Frame] = []
-        self._bytes = 0
-        self._wanted = 0  # so many bytes wake up whoever waits for them
-        self._ended = False
-        self._flows = False  # the sender does not wait for us
-        self._news = asyncio.Event()
-
-    async def read(self) -> None:
-        """Collect frames to the end of the records. Raises what `receive` raises."""
-        try:
-            while not self._ended:
-                frame = await self._receive(self._stream, Kind.RECORDS)
-                self._frames.append(frame)
-                self._bytes += len(frame.payload) or 1
-                self._ended = frame.end
-                if self._bytes >= self._wanted:
-                    self._news.set()
-        finally:
-            self._ended = True
-            self._news.set()
-
-    async def take(self) -> list[Frame]:
-        """Wait for frames and return them; nothing once `read` has ended and all was taken."""
-        await self._wait(1)
-        if self._flows:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE_S):
-                    await self._wait(PORTION_BYTES)
-        taken, self._frames = self._frames, []
-        self._flows, self._bytes = self._bytes >= FLOW_BYTES, 0
-        return taken
-
-    async def _wait(self, count: int) -> None:
-        self._wanted = count
-        if self._bytes < count and not self._ended:
-            self._news.clear()
-            await self._news.wait()
+    taken: list[Frame] = []
+    while not (taken and taken[-1].end):
+        if sum(frame.size for frame in taken) >= FLOW_BYTES:
+            await stream.gather(PORTION_BYTES, PATIENCE_S)
+        taken = [await receive(stream, Kind.RECORDS)]
+        while not taken[-1].end and stream.has_next(Kind.RECORDS):
+            taken.append(await receive(stream, Kind.RECORDS))
+        answers = await in_thread(sink.take, [frame.content for frame in taken])
+        if answers:
+            await stream.send_data(Kind.ANSWERS, answers)
+        for frame in taken:
+            await stream.consumed(frame)
+        watch()
+    expected = decode_payload(Done, (await receive(stream, Kind.DONE)).payload)
+    if expected != sink.receiver.done:
+        raise RemoteProtocolError("cannot copy: what arrived is not what was sent")
+    await in_thread(sink.finish)
+    await stream.send(Kind.DONE, encode_payload(expected))
+    return expected
 
 
 @contextlib.asynccontextmanager
@@ -210,4 +163,8 @@ async def ahead(step: Awaitable[Batch]) -> AsyncIterator[asyncio.Future[Batch]]:
 async def _end(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    if not all(task.done() for task in tasks):
+        await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # whoever waits for it knows it; nobody is to be told that nobody does

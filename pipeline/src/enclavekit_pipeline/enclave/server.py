@@ -19,6 +19,7 @@ from enclavekit_core.address import CID_ANY, VsockAddress
 from enclavekit_core.allocator import keep_freed, use_one_arena
 from enclavekit_core.errors import ConfigError, DeviceError, EnclavekitError, InputError, VerificationError
 from enclavekit_core.peers import Peer
+from enclavekit_core.short_lived import call_short_lived
 from enclavekit_core.streams import Listener
 from enclavekit_nsm.client import NsmClient
 
@@ -193,9 +194,11 @@ class Server:
             case PsRequest():
                 return await serve_ps(request, grant, stream, self.place, self.jobs)
             case CopyInRequest():
-                return await serve_copy_in(request, grant, stream, self.place)
+                async with self.place.copy_slot(grant.name):
+                    return await serve_copy_in(request, grant, stream, self.place)
             case CopyOutRequest():
-                return await serve_copy_out(request, grant, stream, self.place)
+                async with self.place.copy_slot(grant.name):
+                    return await serve_copy_out(request, grant, stream, self.place)
             case InfoRequest():
                 return await serve_info(grant, stream, self.place, MAX_SESSIONS)
             case DialRequest():
@@ -237,7 +240,7 @@ def listen(
     keep_freed(KEPT_HEAP_BYTES)
     if os.geteuid() == 0:
         os.setgroups([])  # what acts as somebody else is to have only that one's rights
-    clients = Clients.load(clients_path)
+    clients, identity = call_short_lived(lambda: (Clients.load(clients_path), TlsIdentity.generate(SERVICE)))
     if not os.path.isdir(root):
         log.warning("no app root: requests act on the framework's", root=root)
         root = "/"
@@ -254,7 +257,7 @@ def listen(
         Listener(VsockAddress(CID_ANY, port)) as listener,
     ):
         place = Workplace(app_root, system_root, threads, starter)
-        server = Server(TlsIdentity.generate(SERVICE), nsm, nsm_thread, clients, place, revocations)
+        server = Server(identity, nsm, nsm_thread, clients, place, revocations)
         legacy = None
         if insecure_legacy_port is not None:
             check_debug(nsm)

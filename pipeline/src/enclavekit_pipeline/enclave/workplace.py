@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from enclavekit_pipeline.channel.threads import run_in
 from enclavekit_pipeline.enclave.clients import Refused
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.starting import Starter
@@ -17,6 +18,9 @@ from enclavekit_pipeline.wire.requests import Request
 
 MAX_COMMANDS = 128  # running at once; on kernels without pidfd_open(2) each keeps a thread waiting
 MAX_FORWARDS = 512  # connections and listeners of all callers; each may hold up to 1 MiB and two descriptors
+# copies at once: each holds two batches, 2 MiB, as long as its caller takes nothing of it, and as much of what has come
+MAX_COPIES = 32
+MAX_COPIES_OF_CLIENT = 16  # so that one who takes nothing keeps nobody else from copying
 FILE_THREADS = 16  # beside those: copies go on while every command slot is taken
 MAX_THREADS = MAX_COMMANDS + FILE_THREADS
 Result = TypeVar("Result")
@@ -35,20 +39,16 @@ class Workplace:
     """Running now."""
     forwards: int = 0
     """Open now."""
+    copies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_COPIES))
+    copies_of: dict[str, asyncio.Semaphore] = field(default_factory=dict)
+    """By client."""
 
     def root_of(self, request: Request) -> Root:
         return self.system_root if request.system else self.app_root
 
     async def in_thread(self, function: Callable[..., Result], *args: object) -> Result:
-        """Run what may block. It always runs, and to its end, before a cancellation goes on: whoever is cancelled takes
-        apart what the thread works on, and a closed descriptor's number soon belongs to another file.
-        """
-        job = asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
-        try:
-            return await asyncio.shield(job)
-        except asyncio.CancelledError:
-            await asyncio.wait([job])
-            raise
+        """Run what may block, see `run_in`."""
+        return await run_in(self.threads, function, *args)
 
     @contextlib.contextmanager
     def command_slot(self) -> Iterator[None]:
@@ -60,6 +60,13 @@ class Workplace:
             yield
         finally:
             self.commands -= 1
+
+    @contextlib.asynccontextmanager
+    async def copy_slot(self, client: str) -> AsyncIterator[None]:
+        """Wait for a place: unlike a command's, a copy's end is near as a rule."""
+        own = self.copies_of.setdefault(client, asyncio.Semaphore(MAX_COPIES_OF_CLIENT))
+        async with own, self.copies:
+            yield
 
     @contextlib.contextmanager
     def forward_slot(self) -> Iterator[None]:

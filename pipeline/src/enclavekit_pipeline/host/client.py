@@ -56,12 +56,13 @@ async def connect(target: Target) -> TlsSocket:
     deadline = time.monotonic() + target.connect_timeout_s
     pause = FIRST_RETRY_S
     while True:
-        remaining = deadline - time.monotonic()
         try:
-            return await connect_once(target.address, max(remaining, FIRST_RETRY_S))
+            return await connect_once(target.address, max(deadline - time.monotonic(), FIRST_RETRY_S))
         except TransportError as exc:
             # nothing of ours has been said yet; what is not "nobody is listening" does not get better by waiting
-            if remaining <= pause or not isinstance(exc.__cause__, (ConnectionRefusedError, ConnectionResetError)):
+            if deadline - time.monotonic() <= pause or not isinstance(
+                exc.__cause__, (ConnectionRefusedError, ConnectionResetError)
+            ):
                 raise
         await asyncio.sleep(pause)
         pause = min(2 * pause, LAST_RETRY_S)

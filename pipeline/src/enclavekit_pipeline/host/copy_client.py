@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import os
 import stat
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 from enclavekit_core.errors import InputError, describe_cause
 
+from enclavekit_pipeline.channel.threads import run_in
 from enclavekit_pipeline.channel.tree_directories import copy_error
 from enclavekit_pipeline.channel.tree_sink import TreeSink, WriteOptions
 from enclavekit_pipeline.channel.tree_source import ReadOptions, TreeSource
@@ -27,7 +27,7 @@ from enclavekit_pipeline.wire.tree_filter import Selection
 
 STANDARD_STREAM = "-"
 KEPT_MODE = 0o777  # no set-id bits from an enclave: its files are data here
-Result = TypeVar("Result")
+COPY_THREADS = 1  # one job at a time; made when it is needed
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class CopyOptions:
         selection = Selection(self.include, self.exclude)
         return ReadOptions(self.archive, self.unsafe_links, self.delta, self.resume, selection)
 
-    def writing(self) -> WriteOptions:
-        return WriteOptions(KEPT_MODE, self.archive, self.delta, self.resume, self.unsafe_links)
+    def writing(self, *, directory_only: bool = False) -> WriteOptions:
+        return WriteOptions(KEPT_MODE, self.archive, self.delta, self.resume, self.unsafe_links, directory_only)
 
 
 KEEP_ALL_BUT_OWNERS = CopyOptions()
@@ -65,11 +65,17 @@ async def copy_in(
     display: Display | None = None,
 ) -> Done:
     """Copy a file or a tree of ours into the enclave. Raises InputError and what `open_request` raises."""
-    shows = display or Display()
+    with ThreadPoolExecutor(COPY_THREADS, "copy") as pool:
+        return await _copy_in(target, local, remote, options, display or Display(), functools.partial(run_in, pool))
+
+
+async def _copy_in(
+    target: Target | Session, local: str, remote: str, options: CopyOptions, shows: Display, in_thread: InThread
+) -> Done:
     is_stdin = local == STANDARD_STREAM
     source = StdinSource() if is_stdin else await in_thread(open_source, local, options)
     try:
-        encoding, (path, name) = encode_name(os.fsencode(remote), name_of_source(local, remote))
+        encoding, (path, name) = encode_name(*names_in_enclave(local, remote))
         request = CopyInRequest(
             path=path,
             name=name,
@@ -106,7 +112,13 @@ async def copy_out(
     display: Display | None = None,
 ) -> Done:
     """Copy a file or a tree out of the enclave. Raises InputError and what `open_request` raises."""
-    shows = display or Display()
+    with ThreadPoolExecutor(COPY_THREADS, "copy") as pool:
+        return await _copy_out(target, remote, local, options, display or Display(), functools.partial(run_in, pool))
+
+
+async def _copy_out(
+    target: Target | Session, remote: str, local: str, options: CopyOptions, shows: Display, in_thread: InThread
+) -> Done:
     is_stdout = local == STANDARD_STREAM
     encoding, (path,) = encode_name(os.fsencode(remote))
     request = CopyOutRequest(
@@ -168,11 +180,13 @@ def means_content(path: str) -> bool:
     return path == "." or path.endswith("/.")
 
 
-def name_of_source(local: str, remote: str) -> bytes:
-    """Return the name that the copy gets if `remote` is a directory; empty if it is to be that directory."""
+def names_in_enclave(local: str, remote: str) -> tuple[bytes, bytes]:
+    """Return the target, and the name that the copy gets if that is a directory; empty if it is to be that one."""
     if local == STANDARD_STREAM:
-        return os.fsencode(os.path.basename(remote) or "stdin")
-    return b"" if means_content(local) else os.fsencode(os.path.basename(os.path.abspath(local)))
+        return os.fsencode(remote), os.fsencode(os.path.basename(remote) or "stdin")
+    if os.path.isdir(local):
+        remote = remote.rstrip("/") or "/"  # NEW/ for a directory that is not there yet, as with cp
+    return os.fsencode(remote), b"" if means_content(local) else os.fsencode(os.path.basename(os.path.abspath(local)))
 
 
 def open_destination(path: str, remote: str, options: CopyOptions) -> TreeSink:
@@ -195,16 +209,7 @@ def open_destination(path: str, remote: str, options: CopyOptions) -> TreeSink:
         descriptor = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
         raise copy_error(path, b"", exc) from exc
-    return TreeSink(
-        descriptor, os.fsencode(name), os.path.join(path, name) if into and name else path, options.writing()
-    )
-
-
-async def in_thread(function: Callable[..., Result], *args: object) -> Result:
-    """Run what may block, to its end before a cancellation goes on: see Workplace.in_thread."""
-    job = asyncio.get_running_loop().run_in_executor(None, function, *args)
-    try:
-        return await asyncio.shield(job)
-    except asyncio.CancelledError:
-        await asyncio.wait([job])
-        raise
+    label = os.path.join(path, name) if into and name else path
+    # DIR/ that is not there: a tree may become it, a file may not become DIR
+    writing = options.writing(directory_only=not into and path.endswith("/"))
+    return TreeSink(descriptor, os.fsencode(name), label, writing)

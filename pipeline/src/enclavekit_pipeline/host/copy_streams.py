@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from enclavekit_core.errors import InputError, describe_cause
@@ -78,7 +78,7 @@ class StdoutSink:
     def moved(self) -> int:
         return self.receiver.moved
 
-    def take(self, parts: list[bytes]) -> bytes:
+    def take(self, parts: Sequence[bytes | memoryview]) -> bytes:
         for part in parts:
             for action in self.receiver.feed(part):
                 match action:

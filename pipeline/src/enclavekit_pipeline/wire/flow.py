@@ -10,7 +10,7 @@ from __future__ import annotations
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
 
 WINDOW_BYTES = 2 * 1024 * 1024  # keeps a link of 1 ms at 1 GB/s busy, and bounds what one stream can make us hold
-GRANT_BYTES = WINDOW_BYTES // 4  # granting back in larger steps costs fewer frames
+GRANT_BYTES = WINDOW_BYTES // 2  # granting back in larger steps costs fewer frames
 MIN_FRAME_COST = 256  # about what a queued frame costs beside its payload
 MAX_CREDIT_BYTES = 2**31  # nobody grants more; a peer that adds up to this is broken
 

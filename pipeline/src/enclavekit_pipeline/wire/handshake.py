@@ -24,7 +24,7 @@ from enclavekit_pipeline.wire.frames import OLDEST_VERSION, PROTOCOL_VERSION, Fr
 from enclavekit_pipeline.wire.messages import Accept, Auth, Failure, Hello, decode_payload, encode_payload
 
 NONCE_BYTES = 32
-PROOF_CONTEXT = b"enclavekit/pipeline/2 client proof\0"
+PROOF_CONTEXT = b"enclavekit/pipeline/3 client proof\0"
 MAX_CERTIFICATE_BYTES = 16 * 1024
 
 
@@ -101,7 +101,8 @@ class ClientHandshake:
         if not OLDEST_VERSION <= accepted.version <= PROTOCOL_VERSION:
             raise self._fail(f"it chose version {accepted.version}, which was not offered")
         self.state = State.DONE
-        return accepted.name
+        # fit to be shown: an enclave that lies must not move the cursor of our terminal
+        return "".join(char if char.isprintable() else "?" for char in accepted.name)
 
     def _refuse_other(self, frame: Frame, wanted: Kind) -> None:
         if frame.kind is Kind.ERROR:

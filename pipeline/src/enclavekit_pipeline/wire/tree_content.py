@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Digests of file contents, in two levels: SHA-256 over the SHA-256 of each chunk. Pure.
+"""Digests of file contents, in two levels: BLAKE3 over the BLAKE3 of each chunk. Pure.
 
 Chunks let a copy be resumed and differences be found; two levels let every byte be hashed once, though it is compared
 by chunk and as a whole, and let a hole of a terabyte be hashed in no time.
@@ -8,8 +8,9 @@ by chunk and as a whole, and let a hole of a terabyte be hashed in no time.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
+
+from enclavekit_pipeline.wire.digest import Digest, new_digest
 
 MIN_CHUNK_BYTES = 1024 * 1024
 MAX_CHUNKS = 65536  # hence at most 2 MiB of digests per file; from 64 GiB on chunks grow instead
@@ -23,8 +24,8 @@ def chunk_bytes(size: int) -> int:
 
 @functools.lru_cache(maxsize=8)
 def zero_digest(count: int) -> bytes:
-    """Return the SHA-256 of `count` zero bytes."""
-    digest = hashlib.sha256()
+    """Return the digest of `count` zero bytes."""
+    digest = new_digest()
     _hash_zeros(digest, count)
     return digest.digest()
 
@@ -34,8 +35,8 @@ class ContentHash:
 
     def __init__(self, chunk: int) -> None:
         self._chunk, self.size = chunk, 0
-        self._whole = hashlib.sha256()
-        self._part = hashlib.sha256()
+        self._whole = new_digest()
+        self._part = new_digest()
         self._filled = 0
 
     @property
@@ -62,7 +63,7 @@ class ContentHash:
 
     def _close_chunk(self, digest: bytes) -> None:
         self._whole.update(digest)
-        self._part, self._filled = hashlib.sha256(), 0
+        self._part, self._filled = new_digest(), 0
 
     def zeros(self, count: int) -> None:
         """Count a hole."""
@@ -92,7 +93,7 @@ class ContentHash:
         return self._whole.digest()
 
 
-def _hash_zeros(digest: hashlib._Hash, count: int) -> None:
+def _hash_zeros(digest: Digest, count: int) -> None:
     for _ in range(count // len(ZERO_BLOCK)):
         digest.update(ZERO_BLOCK)
     digest.update(ZERO_BLOCK[: count % len(ZERO_BLOCK)])

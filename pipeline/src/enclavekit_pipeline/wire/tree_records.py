@@ -13,12 +13,13 @@ from typing import TypeVar
 
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
 
+from enclavekit_pipeline.wire.digest import DIGEST_BYTES
+
 HEADER = struct.Struct(">BI")  # kind u8, length u32: 5 bytes, big-endian
 # type u8, flags u8, mode u16, uid u32, gid u32, mtime i64 ns, size u64, length of path u16; then path, then target
 ENTRY = struct.Struct(">BBHIIqQH")
 COUNT = struct.Struct(">Q")
-END = struct.Struct(">Q32s")
-DIGEST_BYTES = 32
+END = struct.Struct(f">Q{DIGEST_BYTES}s")
 MAX_PATH_BYTES = 4096  # PATH_MAX
 MAX_NAME_BYTES = 255  # NAME_MAX
 MAX_BODY_BYTES = ENTRY.size + 2 * MAX_PATH_BYTES  # of all records but DATA, whose bytes are passed on as they come
@@ -161,7 +162,7 @@ class RecordDecoder:
         self._buffer = bytearray()
         self._data_left = 0
 
-    def feed(self, data: bytes) -> list[Record]:
+    def feed(self, data: bytes | memoryview) -> list[Record]:
         """Return the records that `data` completes. Raises RemoteProtocolError, after which the stream is lost."""
         records: list[Record] = []
         view = memoryview(data)

@@ -8,13 +8,13 @@ one is announced last: the receiver keeps a file open for it.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from dataclasses import dataclass, field
 
 from enclavekit_core.errors import LocalProtocolError, RemoteProtocolError
 
 from enclavekit_pipeline.wire.copy_messages import Done
+from enclavekit_pipeline.wire.digest import new_digest
 from enclavekit_pipeline.wire.tree_content import MAX_CHUNKS
 from enclavekit_pipeline.wire.tree_records import (
     FROM_RECEIVER,
@@ -56,7 +56,7 @@ class TreeSender:
         self._decoder = RecordDecoder(FROM_RECEIVER)
         self._asked: deque[Asked] = deque()
         self._ahead = 0  # entries announced since the oldest of them
-        self._digest = hashlib.sha256()
+        self._digest = new_digest()
         self.size = self.entries = 0
 
     @property
@@ -119,4 +119,4 @@ class TreeSender:
 
     @property
     def done(self) -> Done:
-        return Done(sha256=self._digest.hexdigest(), size=self.size, entries=self.entries)
+        return Done(digest=self._digest.hexdigest(), size=self.size, entries=self.entries)

@@ -24,6 +24,7 @@ ARCHES = ("x86_64", "aarch64")
 # what the services in an enclave import
 DIRECT = (
     "aiohttp",
+    "blake3",
     "cbor2",
     "cryptography",
     "dnspython",

@@ -98,6 +98,10 @@ class Network(StrictConfig, frozen=True):
     ipv6: Annotated[
         bool, Meta(description="The app can reach IPv6 addresses; only where the parent can, or it fails late.")
     ] = False
+    rules: Annotated[
+        Literal["nft", "iptables"] | None,
+        Meta(description="What puts the egress into the kernel; default: what the kernel of the image has."),
+    ] = None
     insecure_learn: Annotated[
         bool, Meta(description="Allow everything, and write the rules that it took: for finding them, not for use.")
     ] = False
