@@ -262,6 +262,8 @@ ATTEMPTS = {
     "two hosts, the other first": lambda: http(PUBLIC, request(EVIL, f"Host: {GOOD}")),
     "target of another host": lambda: http(PUBLIC, request(GOOD, target=f"http://{EVIL}/")),
     "host of another target": lambda: http(PUBLIC, request(EVIL, target=f"http://{GOOD}/")),
+    "target that hides its host": lambda: http(PUBLIC, request(GOOD, target=f"http://{EVIL}\\@{GOOD}/")),
+    "target with a user": lambda: http(PUBLIC, request(GOOD, target=f"http://{EVIL}@{GOOD}/")),
     "folded host": lambda: http(PUBLIC, request(GOOD, f" {EVIL}")),
     "host behind a bare LF": lambda: http(PUBLIC, request(GOOD, f"X: y\nHost: {EVIL}")),
     "no host": lambda: http(PUBLIC, request("", version="1.0")),
@@ -291,6 +293,9 @@ ATTEMPTS = {
     "host with a space": lambda: http(PUBLIC, request(f"{GOOD} {EVIL}")),
     "host with a space before its colon": lambda: http(PUBLIC, request(GOOD, f"Host : {EVIL}")),
     "host with a dot at its end": lambda: http(PUBLIC, request(f"{GOOD}.")),
+    "second request behind chunks that end in two ways": lambda: http(
+        PUBLIC, request(GOOD, "Transfer-Encoding: chunked", body=b"0\r\n\n") + request(GOOD)
+    ),
     "second request behind a disguised framing": lambda: http(
         PUBLIC, request(GOOD, "Transfer-Encoding: xchunked", f"Content-Length: {len(request(EVIL))}") + request(EVIL)
     ),

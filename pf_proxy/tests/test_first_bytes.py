@@ -190,6 +190,7 @@ def get(host, *lines, method="GET"):
 
 
 BODY = len(get("x.example"))
+START_OF_CHUNKS = get("a.example", "Transfer-Encoding: chunked", method="POST")
 CHUNKED = get("a.example", "Transfer-Encoding: chunked", method="POST") + b"5;x=y\r\nGET /\r\n0\r\nT: x\r\n\r\n"
 STREAMS = {
     "one after the other": (get("a.example") + get("b.example"), ["a.example", "b.example"]),
@@ -202,6 +203,12 @@ STREAMS = {
     "chunks": (CHUNKED + get("b.example"), ["a.example", "b.example"]),
     "after an upgrade that may not have been taken up": (
         get("a.example", "Connection: Upgrade", "Upgrade: h2c") + get("b.example"),
+        ["a.example", "b.example"],
+    ),
+    "an asterisk": (b"OPTIONS * HTTP/1.1\r\nHost: a.example\r\n\r\n", ["a.example"]),
+    "a target with a port": (b"GET http://A.example:80/x?y#z HTTP/1.1\r\nHost: a.example\r\n\r\n", ["a.example"]),
+    "chunks with two trailers": (
+        START_OF_CHUNKS + b"0\r\nX: y\r\nZ: \r\n\r\n" + get("b.example"),
         ["a.example", "b.example"],
     ),
     "no host": (b"GET / HTTP/1.0\r\n\r\n", [None]),
@@ -230,6 +237,19 @@ CONTRADICTIONS = {
     "two hosts": get("a.example", "Host: b.example"),
     "a folded host": b"GET / HTTP/1.1\r\nHost: a.example\r\n b.example\r\n\r\n",
     "an endless head": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * MAX_HEAD_BYTES,
+    "a version that is none": b"GET / HTTP/1.2\r\nHost: a.example\r\n\r\n",
+    "HTTP/2 as text": b"GET / HTTP/2.0\r\nHost: a.example\r\n\r\n",
+    "a backslash in a target": b"GET http://b.example\\@a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "a user in a target": b"GET http://b.example@a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "a query behind the host": b"GET http://a.example?@b.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "a fragment behind the host": b"GET http://b.example#@a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "a target that is nothing": b"GET a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "more than an asterisk": b"OPTIONS *b HTTP/1.1\r\nHost: a.example\r\n\r\n",
+    "chunks that end in LF": START_OF_CHUNKS + b"2\r\nab\r\n0\r\n\n" + get("b.example"),
+    "a chunk that does not end": START_OF_CHUNKS + b"2\r\nabXX0\r\n\r\n" + get("b.example"),
+    "a trailer that ends in LF": START_OF_CHUNKS + b"0\r\nX: y\n\r\n" + get("b.example"),
+    "a trailer before one that ends in LF": START_OF_CHUNKS + b"0\r\nX: y\nHost: b\r\n\r\n" + get("b.example"),
+    "a folded trailer": START_OF_CHUNKS + b"0\r\nX: y\r\n z\r\n\r\n" + get("b.example"),
     "frames of another protocol": get("a.example", "Connection: Upgrade", "Upgrade: websocket")
     + b"\x81\x05hello\r\n\r\n",
     "a hello after CONNECT": get("a.example", method="CONNECT") + PLAIN + b"\r\n\r\n",

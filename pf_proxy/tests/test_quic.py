@@ -2,13 +2,20 @@
 """What QUIC's first datagrams show, however they are cut, and that nothing of a hello goes on before it was seen."""
 
 import random
+import sys
+from ipaddress import ip_address
 
 import pytest
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection as Client
+from enclavekit_core.address import TcpAddress
+from enclavekit_core.egress_policy import Policy, parse_policy
+from enclavekit_core.errors import ConfigError
 from enclavekit_pf_proxy.policy.client_hello import Hello, MalformedHello
+from enclavekit_pf_proxy.policy.decision import Reason
 from enclavekit_pf_proxy.policy.first_bytes import MALFORMED, NOTHING, Shown
 from enclavekit_pf_proxy.policy.first_datagrams import FirstDatagrams
+from enclavekit_pf_proxy.policy.gate import Gate, load_gate
 from enclavekit_pf_proxy.quic import session as sessions
 from enclavekit_pf_proxy.quic.packets import V1, V2, UnreadableDatagram, begins_connection, read_number, split_datagram
 from enclavekit_pf_proxy.quic.protection import derive_keys, open_packet
@@ -17,7 +24,7 @@ from enclavekit_pf_proxy.wire.datagrams import encode_datagram
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .quic_samples import ID, PATH_BYTES, RFC_ID, RFC_PACKETS, crypto, hello, initial, number
+from .quic_samples import ID, PATH_BYTES, RFC_ID, RFC_PACKETS, crypto, hello, initial, number, with_extension
 
 GOOD, EVIL, LARGE = hello("good.example"), hello("evil.example"), hello("good.example", 2000)
 BOTH = pytest.mark.parametrize("version", [V1, V2])
@@ -306,3 +313,59 @@ def test_numbers_of_variable_length():
         for cut in range(len(encoded)):
             with pytest.raises(UnreadableDatagram):
                 read_number(encoded[:cut], 0)
+
+
+NAMED = """
+allow:
+- {name: good.example, ports: [443], protocol: udp}
+- {name: ntp.example, ports: [123], protocol: udp, absent_name: true}
+"""
+WHERE = TcpAddress("93.184.216.34", 443)
+
+
+def decide(gate, datagram):
+    """Take a session's first datagram through the gate."""
+    assert gate.decide(WHERE, None, 1, "udp").needs_bytes
+    return gate.decide(WHERE, gate.begin_inspection("udp").feed(encode_datagram(datagram)), 1, "udp")
+
+
+def test_a_rule_by_name_allows_quic_for_it_and_nothing_else():
+    gate = Gate(parse_policy(NAMED, "policy"))
+    gate.record("good.example", ip_address(WHERE.host), 60)
+    gate.record("ntp.example", ip_address(WHERE.host), 60)
+    assert decide(gate, initial(crypto(0, GOOD))).is_allowed
+    for datagram, reason in (
+        (initial(crypto(0, EVIL), 0, b"another"), Reason.MISMATCH),
+        (initial(crypto(0, hello("ntp.example")), 0, b"a third"), Reason.MISMATCH),
+        (b"ping", Reason.ABSENT),
+        (initial(crypto(0, hello(None)), 0, b"a fourth"), Reason.ABSENT),
+        (initial(crypto(0, with_extension(GOOD, 0xFE0D, b"x")), 0, b"a fifth"), Reason.ENCRYPTED),
+        (b"\xc0\0\0\0\1\x20" + bytes(1200), Reason.MALFORMED),
+    ):
+        assert decide(gate, datagram).reason is reason
+    # where nobody has to look, nobody does
+    assert gate.decide(TcpAddress(WHERE.host, 123), None, 1, "udp").is_allowed
+
+
+def test_learning_tells_quic_from_other_datagrams(tmp_path):
+    gate = Gate(Policy(), str(tmp_path / "learned.yaml"))
+    gate.record("good.example", ip_address(WHERE.host), 60)
+    for datagram, learned in (
+        (initial(crypto(0, GOOD)), '- {name: "good.example", ports: [443], protocol: udp}'),
+        (b"ping", '- {name: "good.example", ports: [443], protocol: udp, absent_name: true}'),
+    ):
+        assert decide(gate, datagram).is_allowed
+        assert learned in (tmp_path / "learned.yaml").read_text().splitlines()
+
+
+def test_a_policy_that_needs_what_is_not_installed_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "policy.yaml"
+    path.write_text(NAMED)
+    load_gate(str(path))
+    monkeypatch.setitem(sys.modules, "enclavekit_pf_proxy.policy.first_datagrams", None)
+    with pytest.raises(ConfigError, match=r"allow\[0\].*\[quic\]"):
+        load_gate(str(path))
+    path.write_text(NAMED.replace("good.example, ports: [443], protocol: udp", "good.example, ports: [443]"))
+    load_gate(str(path))
+    learning = Gate(Policy(), str(tmp_path / "learned.yaml"))
+    assert learning.decide(WHERE, None, 1, "udp").is_allowed

@@ -19,7 +19,7 @@ from enclavekit_core.streams import Listener
 from enclavekit_pf_proxy.plan import DnsPlan
 from enclavekit_pf_proxy.policy.gate import Gate
 from enclavekit_pf_proxy.resolver.cache import AnswerCache
-from enclavekit_pf_proxy.resolver.service import DnsService, open_sockets
+from enclavekit_pf_proxy.resolver.service import MAX_ASKING, DnsService, Resolver, open_sockets
 from enclavekit_pf_proxy.resolver.vetting import (
     FAILED,
     Answer,
@@ -286,6 +286,22 @@ def test_the_next_upstream_is_asked_when_one_fails(gate):
     with failing as broken, working as good, running(gate, 8053, 8054, 8055) as address:
         assert texts(lookup(address, "api.example.com")) == [PUBLIC]
     assert (len(broken), len(good)) == (1, 1)
+
+
+def test_so_many_wait_for_one_answer(gate):
+    class Silent:
+        def ask(self, query, done):
+            self.query, self.done = query, done
+            return True
+
+    upstream, replies = Silent(), []
+    resolver = Resolver(gate, upstream)
+    for _ in range(2 * MAX_ASKING):
+        resolver.receive(ask("api.example.com"), replies.append)
+    upstream.done(answer_to(upstream.query, ("api.example.com", 60, "A", PUBLIC)))
+    assert len(replies) == MAX_ASKING
+    resolver.receive(ask("api.example.com"), replies.append)
+    assert len(replies) == MAX_ASKING + 1
 
 
 def test_no_upstream_is_a_failure_not_a_silence(gate):

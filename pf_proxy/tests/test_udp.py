@@ -18,7 +18,7 @@ from enclavekit_pf_proxy.listeners import fit_listener, open_listener
 from enclavekit_pf_proxy.server import Server
 from enclavekit_pf_proxy.service import Endpoint, Mode, Service
 from enclavekit_pf_proxy.status.describe import describe
-from enclavekit_pf_proxy.udp import frontend, relay
+from enclavekit_pf_proxy.udp import frontend, notices
 from enclavekit_pf_proxy.udp.unreachable import tell_client
 from enclavekit_pf_proxy.wire.datagrams import (
     MAX_DATAGRAM_BYTES,
@@ -201,7 +201,7 @@ def test_a_client_is_told_by_icmp(accepted, monkeypatch):
     if os.geteuid():
         pytest.skip("needs root")
     told = []
-    monkeypatch.setattr(relay, "tell_client", lambda *told_of: told.append(told_of) or tell_client(*told_of))
+    monkeypatch.setattr(notices, "tell_client", lambda *told_of: told.append(told_of) or tell_client(*told_of))
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         with running(replace(OUT, listen=Endpoint(TcpAddress(host, 0)))) as server, udp_socket(family) as client:
             client.connect((host, server.addresses[0].port))

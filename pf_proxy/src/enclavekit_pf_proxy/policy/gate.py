@@ -7,7 +7,7 @@ import ipaddress
 import os
 import time
 from collections import Counter
-from importlib.util import find_spec
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from enclavekit_core.address import TcpAddress
@@ -49,6 +49,7 @@ class Gate:
         self.decisions: Counter[tuple[str, str]] = Counter()
         """(verdict, reason) -> how often."""
         self._learner = Learner() if learn_path else None
+        self._learns_quic = bool(learn_path) and can_read_quic()
         self._learn_path = learn_path
         self._hellos: HelloMemory | None = None
         self._log = get_logger("pf-proxy")
@@ -59,7 +60,7 @@ class Gate:
         names = self.answers.names_of(address, time.monotonic())
         attempt = Attempt(protocol, address, destination.port, names, shown)
         decision = decide(self.policy, attempt)
-        learns_bytes = self._learner is not None and shown is None and (protocol == "tcp" or can_read_quic())
+        learns_bytes = self._learner is not None and shown is None and (protocol == "tcp" or self._learns_quic)
         if decision.verdict is Verdict.INSPECT or learns_bytes:
             return Decision(Verdict.INSPECT, decision.reason, decision.rule, decision.name)
         if self._learner is not None:
@@ -121,8 +122,12 @@ class Gate:
 
 
 def can_read_quic() -> bool:
-    """Say whether the library that opens QUIC's packets is there."""
-    return find_spec("cryptography") is not None
+    """Say whether the library that opens QUIC's packets is there; if so it is loaded, once for all workers."""
+    try:
+        import_module("enclavekit_pf_proxy.policy.first_datagrams")
+    except ImportError:
+        return False
+    return True
 
 
 def load_gate(policy_path: str, learn_path: str = "") -> Gate:

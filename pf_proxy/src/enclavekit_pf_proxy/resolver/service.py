@@ -32,6 +32,7 @@ from enclavekit_pf_proxy.resolver.vetting import (
     udp_limit,
 )
 
+MAX_ASKING = 256  # who wait for one answer
 MAX_STREAMS = 64
 STREAM_IDLE_S = 10.0
 MAX_PER_ROUND = 64  # datagrams, then others get their turn
@@ -90,8 +91,9 @@ class Resolver:
             return
         waiting = self._asked.get(question.key)
         if waiting is not None:
-            waiting.append((question, reply, limit))
-            return
+            if len(waiting) < MAX_ASKING:
+                waiting.append((question, reply, limit))
+            return  # without a word if there are too many: whoever it is asks again
         number = secrets.randbits(16)
         key = question.key
         self._asked[key] = [(question, reply, limit)]

@@ -10,22 +10,18 @@ An ICMP message about what was sent becomes a notice on the stream, and at the o
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from enclavekit_core.address import TcpAddress
 from enclavekit_core.errors import RemoteProtocolError
 
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.relay import ENDING
 from enclavekit_pf_proxy.sockets import close_socket
-from enclavekit_pf_proxy.udp.unreachable import CODES, tell_client
-from enclavekit_pf_proxy.wire.datagrams import DatagramDecoder, Notice, encode_datagram, encode_length, encode_notice
-from enclavekit_pf_proxy.wire.request import Status
+from enclavekit_pf_proxy.udp.notices import ICMP_ERRORS, Notices
+from enclavekit_pf_proxy.wire.datagrams import DatagramDecoder, Notice, encode_datagram, encode_length
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.loop import Loop
@@ -38,12 +34,6 @@ DRAINING_S = 1.0  # a session that is quiet for so long ends when the proxy is t
 
 STREAM_READ_BYTES = 64 * 1024
 BATCH, BATCH_BYTES = 32, 64 * 1024  # datagrams of one write, and after how many bytes it is enough: held at worst
-NOTICE_S = 0.5  # between two notices of one session, given and taken: a peer may send any number
-ICMP_ERRORS = {
-    errno.ECONNREFUSED: Status.REFUSED,
-    errno.EHOSTUNREACH: Status.UNREACHABLE,
-    errno.ENETUNREACH: Status.UNREACHABLE,
-}
 MAX_ROUNDS = 4  # batches or reads of one direction before others get their turn
 
 
@@ -58,7 +48,7 @@ class Count:
 class DatagramRelay:
     """A task of the loop. Owns two connected, non-blocking sockets, one a stream, and closes them."""
 
-    __slots__ = ("_datagrams", "_decoder", "_draining", "_first", "_held", "_limits", "_loop", "_noticed", "_owner",
+    __slots__ = ("_datagrams", "_decoder", "_draining", "_first", "_held", "_limits", "_loop", "_notices", "_owner",
                  "_pending", "_stream", "_stream_ending", "_stream_side", "_writable", "check", "closed", "dropped",
                  "flows", "last_activity", "sockets")  # fmt: skip
 
@@ -81,7 +71,7 @@ class DatagramRelay:
         self._writable = False  # whether the stream is watched for room
         self._stream_ending = False  # whether an end was announced: a short read may not be the last
         self._draining = False
-        self._noticed = -NOTICE_S
+        self._notices = Notices(self._datagrams, serves_client=self._stream_side == 1)
         self.last_activity = 0.0
         """When bytes moved last, in the loop's clock."""
         self.closed = False
@@ -213,7 +203,7 @@ class DatagramRelay:
             return
         for item in found:
             if isinstance(item, Notice):
-                self._take_notice(item)
+                self._notices.take(item)
             elif len(item) > self._limits.max_datagram_bytes or not self._send(item):
                 self.dropped += 1
 
@@ -231,32 +221,11 @@ class DatagramRelay:
                     return False
         return False
 
-    def _may_notice(self) -> bool:
-        now = time.monotonic()
-        if now < self._noticed + NOTICE_S:
-            return False
-        self._noticed = now
-        return True
-
     def _give_notice(self, error: OSError) -> None:
         """Tell the other end what ICMP said."""
-        status = ICMP_ERRORS.get(error.errno or 0)
-        if status is None or not self._may_notice():
-            return
-        if not self._held:
-            self._write([encode_notice(status)])
-
-    def _take_notice(self, notice: Notice) -> None:
-        """Tell the client, if it is one that has sent datagrams."""
-        if self._stream_side == 0 or notice.status not in CODES or not self._may_notice():
-            return
-        try:
-            destination, client = (
-                TcpAddress(*name[:2]) for name in (self._datagrams.getsockname(), self._datagrams.getpeername())
-            )
-        except OSError:
-            return
-        tell_client(client, destination, Status(notice.status))
+        notice = self._notices.encode_error(error)
+        if notice and not self._held:
+            self._write([notice])
 
     def _from_datagrams(self) -> bool:
         """Return whether there may be more to read."""
