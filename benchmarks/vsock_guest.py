@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from enclavekit_core.address import Address, UnixAddress, VsockAddress
 from enclavekit_eif.cpio import pack_tree
@@ -107,16 +108,32 @@ def devices() -> list:
     return [our_device, *([other_device] if shutil.which(HELPER) else [])]
 
 
-def run_guest(image: Path, device: Device, program: str, arguments: list[object]) -> object:
-    """Run `main()` of `program` in a machine of its own and return its result."""
+def run_guest(
+    image: Path,
+    device: Device,
+    program: str,
+    arguments: list[object],
+    other_kernel: Path | None = None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
+) -> object:
+    """Run `main()` of `program` in a machine of its own and return its result.
+
+    Args:
+        other_kernel: instead of the image's.
+        files: to have besides, or instead of the image's, by path without the first slash.
+    """
     with read_eif(str(image)) as eif, tempfile.TemporaryDirectory(dir=device.directory) as name:
         work = Path(name)
         (work / "root").mkdir()
         (work / "root/init").write_text(INIT.replace("MARK", repr(MARK)).replace("PROGRAM", program))
         (work / "root/init").chmod(0o755)
         (work / "root/arguments").write_text(json.dumps(arguments))
-        with open(work / "kernel", "wb") as out, eif.open_section(eif.kernel) as source:
-            shutil.copyfileobj(source, out)
+        for path, content in files.items():
+            (work / "root" / path).parent.mkdir(exist_ok=True)
+            (work / "root" / path).write_bytes(content)
+        if other_kernel is None:
+            with open(work / "kernel", "wb") as out, eif.open_section(eif.kernel) as source:
+                shutil.copyfileobj(source, out)
         with open(work / "initrd", "wb") as out:
             with eif.open_section(eif.ramdisks[0]) as source:
                 shutil.copyfileobj(source, out)
@@ -128,7 +145,7 @@ def run_guest(image: Path, device: Device, program: str, arguments: list[object]
             accelerator="tcg",
             memory_mib=MEMORY_MIB,
             cpus=CPUS,
-            kernel=str(work / "kernel"),
+            kernel=str(other_kernel or work / "kernel"),
             initrd=str(work / "initrd"),
             cmdline=f"console=ttyS0 panic=-1 reboot=k quiet tsc_early_khz={measure_tsc_khz()}",
             vhost_fd=-1,

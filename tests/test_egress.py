@@ -5,15 +5,18 @@ manifest names and nothing else, from `rbuilds build` and `rbuilds run` to web s
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from enclavekit_rbuilds.base.progress import Progress
+from enclavekit_rbuilds.framework.assemble import EGRESS, base_for
 
 from .app_root import add_program, add_python
-from .conftest import NOTES, ROOT, need
+from .conftest import NOTES, ROOT, need, start_enclave
 from .egress_world import INTERNAL, METADATA, OTHER, PUBLIC, PUBLIC_6, make_certificate
 
 pytestmark = [pytest.mark.xdist_group("enclave"), pytest.mark.root]
@@ -55,7 +58,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         if b"/usr/bin/pf-proxy\\0run" in words.read():
             os.kill(int(pid), signal.SIGKILL)
 """
-WAIT = "python3 -I -m enclavekit_pf_proxy.loopback wait 127.0.0.1:53"
+WAIT = "python3 -I -m enclavekit_pf_proxy.loopback wait "
 REACHED = {
     f"{CURL} https://good.test/": f"{PUBLIC} for good.test",
     f"{CURL} http://good.test/ http://good.test/again": f"{PUBLIC} for good.test\n{PUBLIC} for good.test",
@@ -194,13 +197,13 @@ class Running:
         return [json.loads(line[line.index("{") :]) for line in text.splitlines() if '"event"' in line]
 
 
-def run(shell, world, image, *words):
+def run(shell, world, image, *words, resolver="127.0.0.1:53"):
     argv = world.here("rbuilds", "run", image, "--backend", "nitro-emu", "--resolver", "127.0.0.1", "--json", *words)
     started = shell.json(*argv)
     root = shell.output("nitro-emu", "dev-root").strip()
     running = Running(shell, image, started["cid"], started["network"], root)
     # the app waits for the network, who enters does not
-    running.exec("--system", "--", "sh", "-c", f"until {WAIT}; do :; done")
+    running.exec("--system", "--", "sh", "-c", f"until {WAIT}{resolver}; do :; done")
     return running
 
 
@@ -351,24 +354,65 @@ def test_the_same_in_a_virtual_machine_with_its_own_kernel(shell, world, clients
         shell.run("rbuilds", "drop", str(running.cid))
 
 
+@pytest.mark.parametrize("machine", ["process", pytest.param("qemu", marks=pytest.mark.long)])
+def test_the_same_where_the_kernel_has_iptables_only(machine, shell, world, clients, tmp_path):
+    """About 15 s; in a virtual machine, which has no module of nf_tables, 2 minutes without KVM."""
+    if machine == "qemu":
+        need("qemu-system-x86_64")
+    image, built = build(shell, clients, tmp_path, MANIFEST.replace("network:\n", "network:\n  rules: iptables\n"))
+    assert "iptables" in built["packages"] and "nftables" not in built["packages"]
+    running = run(shell, world, image, "--machine", machine, "--bind", "127.0.0.2")
+    try:
+        found = running.try_all([*REACHED, *REFUSED])
+        assert {command: found.pop(command)[1] for command in REACHED} == REACHED
+        assert {command: text for command, (status, text) in found.items() if status == 0} == {}
+        if machine == "qemu":
+            loaded = running.exec("--system", "--", "cat", "/proc/modules")
+            assert "iptable_nat " in loaded and "nf_tables " not in loaded
+    finally:
+        shell.run("rbuilds", "drop", str(running.cid))
+
+
+def test_no_app_starts_where_nothing_can_put_the_rules_in(shell, tmp_path):
+    """Neither nft nor iptables: about 10 s."""
+    need("apt-get", "dpkg-deb", "busybox")
+    base = base_for("x86_64", frozenset({EGRESS}), Progress(quiet=True))
+    shutil.copytree(base.root, tmp_path / "framework", symlinks=True)
+    (tmp_path / "framework/usr/sbin/nft").unlink()
+    (tmp_path / "app/bin").mkdir(parents=True)
+    shutil.copy2(shutil.which("busybox"), tmp_path / "app/bin/busybox")
+    image = tmp_path / "open.eif"
+    shell.run(
+        *("rbuilds", "build", "--rootfs", tmp_path / "app", "--framework-rootfs", tmp_path / "framework"),
+        *("--cmd", '["/bin/busybox", "sh", "-c", "exit 7"]', "--services", "none", "--egress", "good.test:443"),
+        *("--output", image),
+    )
+    enclave = start_enclave(shell, image)
+    end = json.loads(shell.run("nitro-emu", "wait", "--enclave-id", enclave.id, expect=255).stdout)
+    assert (end["unit"], end["exit_status"], end["cause"]) == ("app", None, "failed")
+
+
 @pytest.mark.long
 def test_ipv6_is_there_where_the_manifest_has_it(shell, world, clients, tmp_path):
     """About 20 s: an image and an enclave of their own."""
     text = MANIFEST.replace("network:\n", "network:\n  ipv6: true\n").replace("dns.test", "dns6.test")
     image, _ = build(shell, clients, tmp_path, text)
-    running = run(shell, world, image, "--bind", "127.0.0.2")
+    running = run(shell, world, image, "--bind", "127.0.0.2", resolver="[::]:53")
     try:
-        good, by_4, by_python = (
-            f"{CURL} -6 http://good.test/",
-            f"{CURL} -4 http://good.test/",
-            f"{PYTHON} http://good.test/",
-        )
+        by_6 = f"{CURL} -6 http://good.test/"
+        # the parent need not have IPv6: who has the choice takes IPv4
+        by_4 = [f"{CURL} -4 http://good.test/", f"{CURL} http://good.test/", f"{PYTHON} http://good.test/"]
         raw, other = f"{CURL} http://[{PUBLIC_6}]/", f"{CURL} -6 -H 'Host: neighbour.test' http://good.test/"
-        datagrams = "dig +short -p 5300 @dns6.test good.test"
-        found = running.try_all([good, by_4, by_python, raw, other, datagrams])
-        assert found.pop(datagrams) == (0, PUBLIC)
-        assert found.pop(good) == found.pop(by_python) == (0, f"{PUBLIC_6} for good.test")
-        assert found.pop(by_4) == (0, f"{PUBLIC} for good.test")
+        asked = [
+            "dig +short -p 5300 @dns6.test good.test",
+            "dig +short @2001:db8::53 good.test",
+            "dig +tcp +short @2001:db8::53 good.test",
+            "dig +short @8.8.8.8 good.test",
+        ]
+        found = running.try_all([by_6, *by_4, raw, other, *asked])
+        assert {command: found.pop(command) for command in asked} == dict.fromkeys(asked, (0, PUBLIC))
+        assert found.pop(by_6) == (0, f"{PUBLIC_6} for good.test")
+        assert {found.pop(command) for command in by_4} == {(0, f"{PUBLIC} for good.test")}
         assert all(status != 0 for status, _ in found.values())
     finally:
         shell.run("rbuilds", "drop", str(running.cid))

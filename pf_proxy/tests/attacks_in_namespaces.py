@@ -12,11 +12,13 @@ import ssl
 import subprocess
 import sys
 
+import dns.edns
 import dns.flags
 import dns.message
 import dns.query
 import dns.rcode
 import dns.rdatatype
+import quic_attacks
 from egress_in_namespaces import DIVERT, INTERNAL, METADATA, PUBLIC, PUBLIC_6, ip, proxy
 
 PATIENCE_S = 20
@@ -26,10 +28,16 @@ dns: {listen: '127.0.0.1:53', upstreams: ['parent:8053']}
 limits: {inspect_timeout_s: 2}
 listeners:
 - {mode: ip-to-vsock-transparent, listen: '[::]:8888', upstream: 'parent:8888'}
+- {mode: ip-to-vsock-transparent, listen: '[::]:8888', upstream: 'parent:8888', protocol: udp, divert: {}}
 """
 POLICY = """
 allow:
-- {name: good.example, ports: [80, 443]}
+- {name: good.example, ports: [80, 443, 8443]}
+- {name: old.example, ports: [80]}
+- {name: large.example, ports: [80]}
+- {name: nowhere.example, ports: [80]}
+- {name: optional.example, ports: [80]}
+- {name: good.example, ports: [443-445, 7007], protocol: udp}
 - {name: only6.example, ports: [80, 443]}
 - {name: rebind.example, ports: [80, 443]}
 - {name: mixed.example, ports: [80, 443]}
@@ -125,6 +133,49 @@ def tls(address, *pieces):
 
 
 GOOD, EVIL = "good.example", "neighbour.example"
+
+
+def ask(name, kind="A", **question):
+    """Ask by a stream, as one does that was sent too little by a datagram; return how many records there are."""
+    short = dns.query.udp(dns.message.make_query(name, kind, **question), "127.0.0.1", timeout=PATIENCE_S)
+    whole = dns.query.tcp(dns.message.make_query(name, kind, **question), "127.0.0.1", timeout=PATIENCE_S)
+    cut = "cut, " if short.flags & dns.flags.TC else ""
+    return f"{cut}{sum(map(len, whole.answer))} records"
+
+
+def with_option(name):
+    """What a resolver answers that tells what options a question had."""
+    option = dns.edns.GenericOption(65001, b"exfiltrated")
+    query = dns.message.make_query(name, "A", use_edns=0, payload=4096, options=[option])
+    reply = dns.query.udp(query, "127.0.0.1", timeout=PATIENCE_S)
+    return " ".join(record.to_text() for rrset in reply.answer for record in rrset)
+
+
+def server_name(name):
+    """A hello with this server name, whatever it is."""
+    entry = b"\0" + len(name).to_bytes(2, "big") + name
+    return with_extension(hello(None), 0, len(entry).to_bytes(2, "big") + entry)
+
+
+def second_hello(name):
+    """Say what a server answers to a second hello, which it asks for as it wants another key."""
+    context = ssl._create_unverified_context()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname=GOOD)
+    answers = []
+    with socket.create_connection((PUBLIC, 8443), PATIENCE_S) as sock:
+        for _ in range(2):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.do_handshake()
+            sock.sendall(outgoing.read().replace(GOOD.encode(), name.encode() if answers else GOOD.encode()))
+            try:
+                answers.append(sock.recv(65536))
+            except ConnectionError:
+                answers.append(b"")
+            incoming.write(answers[-1])
+    return " | ".join("hello" if data[:1] == b"\x16" else "refused" for data in answers)
+
+
 PADDING, UNKNOWN = 4000, 0x7777
 ATTEMPTS = {
     # the resolver lies
@@ -156,11 +207,21 @@ ATTEMPTS = {
     "Kelvin sign": lambda: lookup("\u212aood.example".encode("idna").decode()),
     "reverse lookup": lambda: lookup("34.216.184.93.in-addr.arpa", "PTR"),
     "keys that hide names": lambda: lookup(GOOD, "HTTPS"),
+    "keys that hide names, in a record for any service": lambda: lookup(GOOD, "SVCB"),
+    "an answer too long for a datagram": lambda: ask("large.example"),
+    "data in an option of a question": lambda: with_option("optional.example"),
+    "everything about a name": lambda: lookup(GOOD, "ANY"),
+    "addresses of no machine": lambda: lookup("nowhere.example"),
+    "addresses of no machine by IPv6": lambda: lookup("nowhere.example", "AAAA"),
+    "addresses of old kinds": lambda: lookup("old.example", "AAAA"),
     # destinations
     "mapped address": lambda: http("::ffff:" + INTERNAL, request(GOOD)),
     "NAT64 address": lambda: http("64:ff9b::a01:203", request(GOOD)),
     "6to4 address": lambda: http("2002:a01:203::1", request(GOOD)),
     "raw address": lambda: http("203.0.113.9", request(GOOD)),
+    "address of this network": lambda: http("0.1.2.3", request(GOOD)),
+    "site-local address": lambda: http("fec0::1", request(GOOD)),
+    "broadcast address": lambda: http("255.255.255.255", request(GOOD)),
     "private address by number": lambda: http(INTERNAL, request(GOOD)),
     "the proxy itself": lambda: http("127.0.0.1", request(GOOD), port=8888),
     # TLS
@@ -180,6 +241,15 @@ ATTEMPTS = {
     "large hello": lambda: tls(PUBLIC, with_extension(hello(GOOD), UNKNOWN, bytes(PADDING))),
     "other name in a large hello": lambda: tls(PUBLIC, with_extension(hello(EVIL), UNKNOWN, bytes(PADDING))),
     "oversized hello": lambda: tls(PUBLIC, with_extension(hello(GOOD), UNKNOWN, bytes(2**15 - 1))),
+    "server name with a port": lambda: tls(PUBLIC, server_name(b"good.example:443")),
+    "server name that is an address": lambda: tls(PUBLIC, server_name(PUBLIC.encode())),
+    "server name with a NUL": lambda: tls(PUBLIC, server_name(b"good.example\0.neighbour.example")),
+    "server name with a dot at its end": lambda: tls(PUBLIC, server_name(b"good.example.")),
+    "server name of nothing": lambda: tls(PUBLIC, server_name(b"")),
+    "second hello": lambda: second_hello(GOOD),
+    "another name in a second hello": lambda: second_hello("evil.example"),
+    "second hello that nobody asked for": lambda: tls(PUBLIC, hello(GOOD) + hello(GOOD)),
+    "hello behind a PROXY header": lambda: tls(PUBLIC, b"PROXY TCP4 1.2.3.4 1.2.3.4 1 443\r\n" + hello(GOOD)),
     "half a hello": lambda: tls(PUBLIC, hello(GOOD)[:100]),
     "SSL 2 hello": lambda: tls(PUBLIC, b"\x80\x2e\x01\x03\x03" + bytes(41)),
     # HTTP
@@ -213,10 +283,23 @@ ATTEMPTS = {
         request(GOOD, "Connection: Upgrade", "Upgrade: h2c"), request(EVIL)
     ),
     "tunnel": lambda: later(request(f"{GOOD}:443", method="CONNECT", target=f"{GOOD}:443"), request(EVIL)),
+    "HTTP/2 without TLS": lambda: http(PUBLIC, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)),
+    "request behind an empty line": lambda: http(PUBLIC, b"\r\n" + request(EVIL)),
+    "method in small letters": lambda: http(PUBLIC, request(EVIL, method="get")),
+    "method of one's own": lambda: http(PUBLIC, request(EVIL, method="GETX")),
+    "user in a host": lambda: http(PUBLIC, request(f"{GOOD}:80@{EVIL}")),
+    "host with a space": lambda: http(PUBLIC, request(f"{GOOD} {EVIL}")),
+    "host with a space before its colon": lambda: http(PUBLIC, request(GOOD, f"Host : {EVIL}")),
+    "host with a dot at its end": lambda: http(PUBLIC, request(f"{GOOD}.")),
+    "second request behind a disguised framing": lambda: http(
+        PUBLIC, request(GOOD, "Transfer-Encoding: xchunked", f"Content-Length: {len(request(EVIL))}") + request(EVIL)
+    ),
     "half a request": lambda: http(PUBLIC, request(GOOD)[:20]),
     "something else": lambda: http(PUBLIC, b"SSH-2.0-x\r\n"),
     "nothing, for too long": lambda: silent(PUBLIC),
 }
+ATTEMPTS |= {name: lambda name=name: quic_attacks.ask(name) for name in quic_attacks.CLIENTS}
+ATTEMPTS |= {name: lambda name=name: quic_attacks.try_datagrams()[name] for name in quic_attacks.ATTEMPTS}
 
 
 def later(*requests):
@@ -256,7 +339,7 @@ def main(directory):
     with open(f"{directory}/policy.yaml", "w") as out:
         out.write(POLICY)
     signal.alarm(300)
-    with proxy(directory, "inside.yaml", INSIDE, 1):
+    with proxy(directory, "inside.yaml", INSIDE, 2):
         lookup(GOOD)  # so that its address is no raw one
         results = {name: attempt(action) for name, action in ATTEMPTS.items()}
     print(json.dumps(results))

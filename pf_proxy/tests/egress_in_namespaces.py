@@ -5,6 +5,7 @@
 unmodified clients and prints what became of each as JSON.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 PROXY = [sys.executable, "-c", "import sys; from enclavekit_pf_proxy.cli import main; sys.exit(main())"]
 PUBLIC, PUBLIC_6, INTERNAL, METADATA = "93.184.216.34", "2606:2800:220:1::1", "10.1.2.3", "169.254.169.254"
+ECHO_PORT, QUIC_PORT, RETRY_PORT, OLD_PORT = 7007, 443, 444, 445
 ZONE = {
     "good.example": {"A": [PUBLIC], "AAAA": [PUBLIC_6], "HTTPS": ["1 . alpn=h2"]},
     "only6.example": {"AAAA": [PUBLIC_6]},
@@ -44,6 +46,22 @@ ZONE = {
     "beside.example": {"A": [PUBLIC], "MORE": {"good.example.": INTERNAL, "smuggled.example.": PUBLIC}},
     "smuggled.example": {"A": [PUBLIC]},
     "wild.example": {"A": [PUBLIC]},
+    "large.example": {"A": [f"93.184.{high}.{low}" for high in range(1, 3) for low in range(1, 61)]},
+    "nowhere.example": {
+        "A": [
+            "0.0.0.0",
+            "0.1.2.3",
+            "255.255.255.255",
+            "240.0.0.1",
+            "224.0.0.1",
+            "100.64.0.1",
+            "192.0.0.170",
+            "198.18.0.1",
+        ],
+        "AAAA": ["::", "::1", "ff02::1", "100::1", "fe80::1", "fd00:ec2::254"],
+    },
+    "old.example": {"AAAA": ["fec0::1", "5f00::1", "4000::1", "3fff::1", "2001:db8::1", "2001::1", "::10.1.2.3"]},
+    "optional.example": {"A": [PUBLIC], "OPTION": "203.0.113.66"},
     "a_b.c.wild.example": {"A": [PUBLIC]},
     "xn--bcher-kva.example": {"A": [PUBLIC]},
 }
@@ -143,13 +161,56 @@ def outside(directory):
     servers.append(Web6((PUBLIC_6, 80), Web))
     secure = ThreadingHTTPServer((PUBLIC, 443), Web)
     secure.socket = make_context(directory).wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
-    for server in (*servers, secure):
+    other_key = ThreadingHTTPServer((PUBLIC, 8443), Web)
+    context = make_context(directory)
+    context.set_ecdh_curve("secp384r1")
+    other_key.socket = context.wrap_socket(other_key.socket, server_side=True, do_handshake_on_connect=False)
+    for server in (*servers, secure, other_key):
         threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=echo_datagrams, daemon=True).start()
+    threading.Thread(target=serve_quic, args=(directory,), daemon=True).start()
     resolver = socket.create_server(("127.0.0.1", 53))
     threading.Thread(target=resolve, args=(resolver,), daemon=True).start()
     with proxy(directory, "outside.yaml", OUTSIDE, 2):
         print("ready", flush=True)
         sys.stdin.read()
+
+
+def echo_datagrams():
+    """Whatever comes back came through."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((PUBLIC, ECHO_PORT))
+        while True:
+            data, sender = sock.recvfrom(65535)
+            sock.sendto(data, sender)
+
+
+def serve_quic(directory):
+    """Answer each stream; on a port of its own only clients that came back with the token of a Retry."""
+    from aioquic.asyncio import serve
+    from aioquic.asyncio.protocol import QuicConnectionProtocol
+    from aioquic.quic.configuration import QuicConfiguration
+    from aioquic.quic.events import StreamDataReceived
+    from aioquic.quic.packet import QuicProtocolVersion
+
+    class Answer(QuicConnectionProtocol):
+        def quic_event_received(self, event):
+            if isinstance(event, StreamDataReceived) and event.end_stream:
+                self._quic.send_stream_data(event.stream_id, b"answer to " + event.data, end_stream=True)
+
+    async def run():
+        for port, retry, versions in (
+            (QUIC_PORT, False, [1, 0x6B3343CF]),
+            (RETRY_PORT, True, [1, 0x6B3343CF]),
+            (OLD_PORT, False, [1]),
+        ):
+            supported = [QuicProtocolVersion(version) for version in versions]
+            configuration = QuicConfiguration(is_client=False, alpn_protocols=["h3"], supported_versions=supported)
+            configuration.load_cert_chain(f"{directory}/server.pem", f"{directory}/server.pem")
+            await serve(PUBLIC, port, configuration=configuration, create_protocol=Answer, retry=retry)
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
 
 
 def make_context(directory):
@@ -186,7 +247,9 @@ def resolve(listener):
                     break
                 reply.answer.append(dns.rrset.from_text(f"{name}.", 60, "IN", "CNAME", *records))
                 name = records[0].rstrip(".")
-            if records := ZONE.get(name, {}).get(dns.rdatatype.to_text(asked.rdtype)):
+            if query.options and "OPTION" in here:
+                reply.answer.append(dns.rrset.from_text(f"{name}.", ttl, "IN", "A", here["OPTION"]))
+            elif records := ZONE.get(name, {}).get(dns.rdatatype.to_text(asked.rdtype)):
                 reply.answer.append(
                     dns.rrset.from_text(f"{name}.", ttl, "IN", dns.rdatatype.to_text(asked.rdtype), *records)
                 )

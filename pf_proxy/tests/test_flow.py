@@ -7,6 +7,7 @@ import socket
 import pytest
 from enclavekit_pf_proxy.flow import COPY_BYTES, Flow, NotAllowed, Shared
 from enclavekit_pf_proxy.half_close import Event, State
+from enclavekit_pf_proxy.passage import Passage
 from enclavekit_pf_proxy.pipes import LARGE_PIPE_BYTES, PipePool
 
 SLACK = 64 * 1024
@@ -151,16 +152,24 @@ def test_what_the_sink_does_not_take_is_bounded(lines):
 
 def test_what_has_to_be_seen_is_never_spliced(lines):
     line, seen = lines[0], []
-    line.flow.check = lambda data: seen.append(data) is None
+    line.flow.check = lambda data: seen.append(data) or Passage.ALLOWED
     data = bulk(line) + bulk(line)
     assert line.drain() == data == b"".join(seen)
     assert not line.flow.is_bulk
 
 
+def test_what_has_been_seen_enough_is_spliced(lines):
+    line, seen = lines[0], []
+    line.flow.check = lambda data: seen.append(data) or Passage.UNWATCHED
+    data = bulk(line) + bulk(line)
+    assert line.drain() == data and data.startswith(seen[0])
+    assert len(seen) == 1 and line.flow.is_bulk
+
+
 @pytest.mark.parametrize("count", [1, 2 * COPY_BYTES])
 def test_what_is_not_allowed_does_not_leave(lines, count):
     line = lines[0]
-    line.flow.check = lambda data: False
+    line.flow.check = lambda data: Passage.REFUSED
     bulk(line, count)
     with pytest.raises(NotAllowed):
         line.move()

@@ -16,9 +16,10 @@ import pytest
 from enclavekit_core.address import CID_PARENT, TcpAddress, VsockAddress
 from enclavekit_core.egress_policy import parse_policy
 from enclavekit_core.streams import Listener
+from enclavekit_pf_proxy.plan import DnsPlan
 from enclavekit_pf_proxy.policy.gate import Gate
 from enclavekit_pf_proxy.resolver.cache import AnswerCache
-from enclavekit_pf_proxy.resolver.service import DnsPlan, DnsService, open_sockets
+from enclavekit_pf_proxy.resolver.service import DnsService, open_sockets
 from enclavekit_pf_proxy.resolver.vetting import (
     FAILED,
     Answer,

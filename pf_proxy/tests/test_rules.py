@@ -2,9 +2,11 @@
 """What the rules say, in both languages, and the messages to rtnetlink; what comes of it is `test_transparency`'s."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from enclavekit_core.errors import ConfigError, InputError, RemoteProtocolError
@@ -123,6 +125,7 @@ def test_rules_for_nft(rules_of):
     assert "ip daddr != { 127.0.0.0/8, 192.0.2.0/24 } redirect to :8888\n" in text
     assert text.index("th dport 53 redirect to :53") < text.index("redirect to :8888")
     assert "ip6" not in nftables.render_rules(enclave, (4,))
+    assert nftables.render_rules(replace(enclave, spares_own=False)) == re.sub(".*0x00e60001.*\n", "", text)
 
 
 def test_rules_for_iptables(rules_of):
@@ -133,7 +136,22 @@ def test_rules_for_iptables(rules_of):
     mangle = iptables.render_rules(enclave, 6, {}).partition("*mangle\n")[2]
     assert f"-A pf_proxy_out0 -p udp -j MARK --set-mark {enclave.mark:#x}\n" in mangle
     assert f"-A pf_proxy_prerouting -i lo -m mark --mark {enclave.mark:#x} -p udp -j pf_proxy_in0\n" in mangle
+    stock = iptables.render_rules(replace(enclave, diverts=enclave.diverts[:1], spares_own=False), 4, {})
+    assert "REDIRECT" in stock and "mark" not in stock.lower()  # which AWS's kernel does not know
     assert f"-A pf_proxy_in0 -p udp -j TPROXY --on-port 8888 --tproxy-mark {enclave.mark:#x}\n" in mangle
+
+
+def test_who_asks_for_rules_reads_no_policy_and_loads_nothing_that_serves(rules_of, tmp_path):
+    """An enclave's boot waits for it."""
+    rules_of(ENCLAVE)
+    (tmp_path / "policy.yaml").unlink()
+    script = (
+        "import sys; from enclavekit_pf_proxy.cli import main\n"
+        "assert main(['rules', 'show', 'proxy.yaml', '--backend', 'nft']) == 0\n"
+        "assert not {'dns', 'h11', 'enclavekit_pf_proxy.server'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "8888" in done.stdout, done.stderr
 
 
 def test_iptables_replaces_what_is_its_own_and_nothing_else(rules_of):
@@ -180,12 +198,20 @@ def test_names_have_marks_of_their_own():
         "{mode: ip-to-vsock, listen: '127.0.0.1:1', upstream: '3:1', protocol: sctp}",
         "{mode: ip-to-vsock, listen: '127.0.0.1:1', upstream: '3:1', divert: {}}], rules: {name: 'x y'",
         "{mode: ip-to-vsock, listen: '127.0.0.1:1', upstream: '3:1', divert: {}}], rules: {divert_dns: true",
+        "{mode: ip-to-vsock, listen: '127.0.0.1:1', upstream: '3:1', divert: {}}, OUT], rules: {mark: false",
+        "{UDP, divert: {networks: [192.0.2.0/24]}}], rules: {mark: false",
+        "{UDP, divert: {origins: [output, prerouting]}}], rules: {mark: false",
         "{mode: ip-to-vsock, listen: '127.0.0.1:1', upstream: '3:1', limits: {max_datagram_bytes: 65508}}",
     ],
 )
 def test_unusable_configurations_exit_2_in_one_line(listener, tmp_path, capsys):
     config = tmp_path / "proxy.yaml"
     closing = "}}" if "rules:" in listener else "]}"
+    for word, text in (
+        ("UDP", "mode: ip-to-vsock-transparent, listen: '[::]:1', upstream: '3:1', protocol: udp"),
+        ("OUT", "{mode: vsock-to-ip-transparent, listen: 'any:1'}"),
+    ):
+        listener = listener.replace(word, text)
     config.write_text(f"{{listeners: [{listener}{closing}\n")
     assert cli.main(["run", str(config), "--check"]) == 2
     out, err = capsys.readouterr()
@@ -258,29 +284,31 @@ def test_the_language_is_the_kernels(wanted, nf_tables, programs, chosen, monkey
 
 
 @pytest.mark.root
-def test_rules_that_somebody_else_applied_need_no_right_of_the_proxy(tmp_path):
+def test_rules_that_somebody_else_applied_need_no_right_but_to_answer_as_others(tmp_path):
     if os.geteuid() or not all(map(shutil.which, ("unshare", "nft", "ip", "setpriv"))):
         pytest.skip("needs root, unshare, nft, ip and setpriv")
     config = tmp_path / "proxy.yaml"
     (tmp_path / "policy.yaml").write_text("allow: []\n")
     config.write_text(
-        "rules: {apply: false}\npolicy: policy.yaml\nlisteners:\n"
+        "rules: {apply: false, mark: false}\nnetwork: {default_route: lo}\npolicy: policy.yaml\nlisteners:\n"
         "- {mode: ip-to-vsock-transparent, listen: '[::]:8888', upstream: 'parent:8888', divert: {}}\n"
+        "- {mode: ip-to-vsock-transparent, listen: '[::]:8888', upstream: 'parent:8888', protocol: udp, divert: {}}\n"
         "- {mode: vsock-to-ip, listen: 'any:8443', upstream: '127.0.0.1:8443'}\n"
     )
     script = r"""
 set -e
-ip link set lo up
-ip route add default dev lo src 127.0.0.1
 "$@" rules apply "$CONFIG"
-setpriv --bounding-set -all --inh-caps -all "$@" run "$CONFIG" --print-address > out 2> log &
+setpriv --bounding-set -all,+net_raw --inh-caps -all,+net_raw "$@" run "$CONFIG" --print-address > out 2> log &
 proxy=$!
 trap 'kill $proxy 2> /dev/null || true' EXIT
-until [ -e out ] && [ "$(wc -l < out)" = 2 ]; do kill -0 $proxy; done
+until [ -e out ] && [ "$(wc -l < out)" = 3 ]; do kill -0 $proxy; done
 ! python3 -c 'import socket; s = socket.create_connection(("192.0.2.7", 443), 20); s.send(b"x"); s.recv(1)' 2> client
 kill $proxy
 wait $proxy
 nft list tables
+ip -6 route show default
+"$@" rules remove "$CONFIG"
+nft list tables; ip route; ip -6 route show default; ip rule | grep fwmark || true
 """
     argv = ["unshare", "-n", "sh", "-c", script, "sh", sys.executable, "-c", START]
     environment = {**os.environ, "CONFIG": str(config)}
@@ -288,7 +316,10 @@ nft list tables
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log").read_text()
     assert "no DNS answer led to this address" in (tmp_path / "log").read_text()
     assert "ConnectionResetError" in (tmp_path / "client").read_text()
-    assert done.stdout.split() == ["table", "ip", "pf_proxy", "table", "ip6", "pf_proxy"]  # not the proxy's to remove
+    # not the proxy's to remove, and all of it goes with one command
+    tables, route = ["table ip pf_proxy", "table ip6 pf_proxy"], "default dev lo proto 230 src ::1"
+    found = done.stdout.splitlines()
+    assert found[:2] == tables and found[2].startswith(route) and found[3:] == []
 
 
 @pytest.mark.parametrize(
@@ -313,6 +344,21 @@ def test_only_who_could_be_diverted_is_marked(listeners, marked, tmp_path):
     config = tmp_path / "proxy.yaml"
     config.write_text(f"listeners: [{listeners}]\n")
     assert bool(load_plan(str(config)).mark) is marked
+
+
+def test_nothing_is_marked_where_the_file_says_that_nothing_needs_to_be(rules_of, tmp_path):
+    udp = "{mode: ip-to-vsock-transparent, listen: '127.0.0.1:1', upstream: '3:1', protocol: udp, divert: {}}"
+    assert rules_of(f"listeners: [{udp}]\n").spares_own
+    assert not rules_of(f"rules: {{mark: false}}\nlisteners: [{udp}]\n").spares_own
+    assert load_plan(str(tmp_path / "proxy.yaml")).mark == 0
+
+
+def test_the_kinds_of_ip_that_rules_divert_have_a_route(tmp_path):
+    for host, versions in (("127.0.0.1", (4,)), ("[::1]", (6,)), ("[::]", (4, 6))):
+        config = tmp_path / "proxy.yaml"
+        listener = f"{{mode: ip-to-vsock-transparent, listen: '{host}:1', upstream: '3:1', divert: {{}}}}"
+        config.write_text(f"network: {{default_route: lo}}\nlisteners: [{listener}]\n")
+        assert load_plan(str(config)).network.versions == versions
 
 
 RELOADS = r"""

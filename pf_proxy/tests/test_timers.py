@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from enclavekit_pf_proxy.timers import TICK_S, Timers
+from enclavekit_pf_proxy.timers import NEVER, TICK_S, Timers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +29,10 @@ def test_due_is_what_a_plain_map_says(steps, now):
         else:
             timers.set(key, deadline)
             model[key] = min(deadline, model.get(key, deadline))
+    earliest = timers.earliest
     due = timers.take_due(now)
+    assert now >= earliest or not due
+    assert timers.earliest == (NEVER if (first := timers.next_due()) is None else first)
     assert len(due) == len(set(due))
     assert {key for key, deadline in model.items() if deadline + 2 * TICK_S <= now} <= set(due)
     assert all(model[key] <= now for key in due)

@@ -9,11 +9,20 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from enclavekit_attestation.caller import Identity
 from enclavekit_core.errors import ConfigError, RemoteProtocolError, VerificationError
-from enclavekit_pipeline.enclave.clients import Clients, Grant, Refused, check_forward, check_path, check_request
+from enclavekit_pipeline.enclave.clients import (
+    Clients,
+    Grant,
+    Refused,
+    check_comparison,
+    check_forward,
+    check_path,
+    check_request,
+)
 from enclavekit_pipeline.host.identity import generate
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest
 from enclavekit_pipeline.wire.exec_messages import ExecRequest
 from enclavekit_pipeline.wire.forward_messages import DialRequest, ListenRequest
+from enclavekit_pipeline.wire.requests import MAX_LOGGED_CHARS, target_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -184,6 +193,35 @@ def test_forwards(granted, target, allowed):
         with contextlib.nullcontext() if allowed else pytest.raises(Refused):
             check_request(grant, request)
             check_forward(grant, request, request.address)
+
+
+def test_unix_sockets_of_who_acts_as_somebody_are_listed_ones():
+    """The listener connects and binds, as root: what everybody else may reach, and what is listed, that may be."""
+    for user, granted, allowed in ((None, None, True), ("app", None, False), ("app", ["unix:///run/x"], True)):
+        grant = Grant(name="a", allow=["dial", "listen-remote"], user=user, forward=granted, reverse=granted)
+        for request in (DialRequest(target="unix:///run/x"), ListenRequest(listen="unix:///run/x")):
+            check_request(grant, request)
+            with contextlib.nullcontext() if allowed else pytest.raises(Refused):
+                check_forward(grant, request, request.address)
+    check_request(Grant(name="a", allow=["dial"], user="app"), DialRequest(target="tcp://127.0.0.1:1"))
+
+
+@pytest.mark.parametrize(
+    ("allow", "read", "allowed"),
+    [
+        (["cp-in"], None, False),
+        (["cp-in", "cp-out"], None, True),
+        (["cp-in", "cp-out"], ["/data"], True),
+        (["cp-in", "cp-out"], ["/other"], False),
+    ],
+)
+def test_comparing_is_reading(allow, read, allowed):
+    with contextlib.nullcontext() if allowed else pytest.raises(Refused):
+        check_comparison(Grant(name="a", allow=allow, read=read), "/data/x")
+
+
+def test_what_is_logged_of_a_request_is_short():
+    assert target_of(ExecRequest(argv=["x" * 60_000, "secret"])) == "x" * MAX_LOGGED_CHARS
 
 
 @pytest.mark.parametrize("text", ["", "vsock://3:1", "tcp://h", "unix://a", "tcp://h:1\n", "tcp://h:65536", "x" * 5000])

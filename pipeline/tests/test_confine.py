@@ -174,6 +174,16 @@ def test_step_that_fails_is_named_and_nothing_runs(enclave):
     assert b"it could not enter /no/such: no such file or directory" in done.stderr
 
 
+def test_working_directory_is_entered_as_the_user(enclave):
+    open_one = enclave.app / "data/closed/open"
+    open_one.mkdir(parents=True, exist_ok=True)
+    os.chmod(open_one.parent, 0o700)
+    assert sh(enclave, "bob", "echo ran", "-w", "/data").stdout == b"ran\n"
+    done = sh(enclave, "bob", "echo ran", "-w", "/data/closed/open")
+    assert (done.returncode, done.stdout) == (255, b"")
+    assert b"could not enter /data/closed/open: permission denied" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("allow", "request_", "allowed"),
     [

@@ -3,10 +3,11 @@
 
 import os
 import shutil
+import subprocess
 import threading
 
 import pytest
-from enclavekit_pipeline.channel.file_user import file_uid, reaching_files_as
+from enclavekit_pipeline.channel.file_user import file_uid, reaching_files_as, without_capabilities
 
 from .conftest import grant, listening
 
@@ -103,6 +104,31 @@ def test_user_that_is_none_copies_nothing(enclave, data, tmp_path):
     (tmp_path / "file").write_text("new")
     assert enclave.run("cp", tmp_path / "file", "29:/data/file", identity="mallory").returncode == 2
     assert os.listdir(data) == ["his"]
+
+
+def test_what_processes_outside_have_is_not_read(enclave):
+    """A copy is made by the listener, which may trace everybody; the client may not, even where it copies as root."""
+    (enclave.app / "proc").mkdir(exist_ok=True)
+    subprocess.run(["mount", "--bind", "/proc", enclave.app / "proc"], check=True)
+    try:
+        done = enclave.run("cp", f"29:/proc/{os.getpid()}/environ", "-")
+        other = enclave.run("cp", "29:/proc/version", "-")
+    finally:
+        subprocess.run(["umount", enclave.app / "proc"], check=True)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"permission denied" in done.stderr
+    assert other.stdout.startswith(b"Linux")
+
+
+def test_capabilities_are_put_down_and_taken_up_again():
+    def effective():
+        with open("/proc/thread-self/status") as status:
+            return next(line for line in status if line.startswith("CapEff"))
+
+    before = effective()
+    with without_capabilities([0, 19, 33]):
+        assert not int(effective().split()[1], 16) & (1 << 0 | 1 << 19 | 1 << 33)
+    assert effective() == before
 
 
 def test_only_this_thread_and_only_meanwhile():

@@ -6,8 +6,14 @@ import secrets
 import shutil
 import signal
 import subprocess
+import threading
 
+import msgspec
 import pytest
+from enclavekit_pipeline.enclave.clients import Grant, Refused
+from enclavekit_pipeline.enclave.root import Root
+from enclavekit_pipeline.enclave.serve_copy import open_source, open_target
+from enclavekit_pipeline.wire.copy_messages import CopyInRequest
 
 from .conftest import BIN, CID
 
@@ -75,6 +81,9 @@ def test_existing_file_is_replaced_as_a_whole(enclave, tmp_path):
         ("none", f"{CID}:/data/x", 2),
         ("file", f"{CID}:/no/such/x", 2),
         ("file", f"{CID}:/data/..", 0),  # the root of the app, where `file` then is
+        ("file", f"{CID}:/data/none/", 2),
+        (f"{CID}:/etc/account", "none/", 2),  # cp would make no file `none` either
+        (f"{CID}:/etc/account", "file/", 2),
         (f"{CID}:/data/none", "here", 2),
         (f"{CID}:/data/..", ".", 2),
         (f"{CID}:relative", "here", 2),
@@ -84,8 +93,10 @@ def test_existing_file_is_replaced_as_a_whole(enclave, tmp_path):
 )
 def test_bad_input_is_one_line_and_leaves_nothing(enclave, tmp_path, source, target, code):
     (tmp_path / "file").write_bytes(b"x")
+    (enclave.app / "etc/account").write_bytes(b"y")
     done = enclave.run("cp", source, target)
     assert done.returncode == code, done.stderr
+    assert (tmp_path / "file").read_bytes() == b"x"
     lines = [line for line in done.stderr.decode().splitlines() if "warning" not in line]
     assert len(lines) == (1 if code else 0)
     assert all(line.startswith("pipeline: cannot ") for line in lines)
@@ -112,6 +123,44 @@ def test_special_files_are_refused_and_hold_nothing_up(enclave, tmp_path):
     assert not (tmp_path / "got").exists()
     assert enclave.run("cp", "file", f"{CID}:/data/pipe").returncode == 2
     assert inside_names(enclave) == ["pipe"]
+
+
+def test_what_is_refused_is_not_opened(tmp_path):
+    """Whoever waits for a reader of a FIFO goes on as soon as one opens it."""
+    os.mkfifo(tmp_path / "pipe")
+    waiting = threading.Thread(target=lambda: open(tmp_path / "pipe", "wb").close())
+    waiting.start()
+    grant = Grant(name="a", allow=["cp-out"])
+    for read, refusal in ((None, OSError), (["/data"], Refused)):
+        with pytest.raises(refusal):
+            open_source(Root(str(tmp_path)), "/pipe", msgspec.structs.replace(grant, read=read))
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    with open(tmp_path / "pipe", "rb"):
+        waiting.join()
+
+
+def test_what_is_not_there_is_not_told_where_one_may_not_go(enclave, tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    for words in (
+        (f"{CID}:/etc/none", "got"),
+        ("file", f"{CID}:/etc/none/x"),
+        ("file", f"{CID}:/data/in/../../none/x"),
+    ):
+        assert enclave.run("cp", *words, identity="bob").returncode == 3, words
+    assert enclave.run("cp", f"{CID}:/data/none", "got", identity="bob").returncode == 2
+
+
+def test_delta_tells_nobody_what_he_may_not_read(tmp_path):
+    root, writer = Root(str(tmp_path)), Grant(name="a", allow=["cp-in"])
+    (tmp_path / "file").write_bytes(b"1234")
+    with pytest.raises(Refused, match="delta"):
+        open_target(root, CopyInRequest(path="/file", name="file", delta=True), writer)
+    reader = msgspec.structs.replace(writer, allow=["cp-in", "cp-out"])
+    for grant, delta in ((writer, False), (reader, True)):
+        directory, name = open_target(root, CopyInRequest(path="/file", name="file", delta=delta), grant)
+        os.close(directory)
+        assert name == "file"
 
 
 def test_paths_are_granted_by_where_they_lead(enclave, tmp_path):

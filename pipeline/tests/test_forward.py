@@ -483,6 +483,9 @@ TCP = TcpAddress
     [
         ("0=8443", TCP("127.0.0.1", 0), TCP("127.0.0.1", 8443)),
         ("1=tcp://h:2", TCP("127.0.0.1", 1), TCP("h", 2)),
+        ("1:h:2", TCP("127.0.0.1", 1), TCP("h", 2)),
+        ("0.0.0.0:1:127.0.0.1:2", TCP("0.0.0.0", 1), TCP("127.0.0.1", 2)),
+        ("[::1]:1:[::2]:2", TCP("::1", 1), TCP("::2", 2)),
         ("0.0.0.0:1=[::1]:2", TCP("0.0.0.0", 1), TCP("::1", 2)),
         ("unix:/a=unix:///b", UnixAddress("/a"), UnixAddress("/b")),
         ("unix:///a=unix:/b=c", UnixAddress("/a"), UnixAddress("/b=c")),
@@ -504,7 +507,22 @@ def test_path_on_our_side_may_be_relative(monkeypatch, tmp_path):
     [
         *[
             (text, False)
-            for text in ("", "8080", "1=", "=1", "1=0", "1=h", "65536=1", "1=unix:a", "1=unix:", "1=vsock://3:1")
+            for text in (
+                "",
+                "8080",
+                "1:2",
+                "1:h:0",
+                "1:h:",
+                "1::2:3",
+                "1=",
+                "=1",
+                "1=0",
+                "1=h",
+                "65536=1",
+                "1=unix:a",
+                "1=unix:",
+                "1=vsock://3:1",
+            )
         ],
         *[(text, True) for text in ("unix:a=1", "1=unix:", "unix:/a/=1")],
     ],

@@ -50,6 +50,22 @@ def python(code):
     return (sys.executable, "-I", "-S", "-c", code)
 
 
+@pytest.fixture
+def ignoring():
+    """As what a shell runs in the background, and worse."""
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGQUIT, signal.SIGUSR1, signal.SIGRTMAX)
+    }
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_commands_ignore_no_signal_that_we_do(ignoring, starter):
+    status = run(starter, "/bin/cat", "/proc/self/status")[1].decode()
+    assert {int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigIgn", "SigBlk"))} == {0}
+
+
 def test_status_output_and_environment(starter):
     before = descriptors()
     assert run(starter, *python("import os; raise SystemExit(7)"), environment={"A": "b"})[0] == 7

@@ -102,6 +102,7 @@ def test_both_ways_keep_everything(enclave, tmp_path):
         ("tree/.", "/data", "data/x"),
         ("tree/.", "/data/new", "data/new/x"),
         ("tree/", "/data/", "data/tree/x"),
+        ("tree", "/data/new/", "data/new/x"),
         ("tree/x", "/data/in", "data/in/x"),
         ("tree/x", "/data/in/y", "data/in/y"),
     ],
@@ -160,6 +161,8 @@ def test_names_that_are_no_text_can_be_asked_for(enclave, tmp_path):
         (["--exclude", "sub/*"], {"a.py", "a.log", "sub", "cache", "cache/c.py"}),
         (["--include", "*.py"], {"a.py", "sub", "sub/b.py", "cache", "cache/c.py"}),
         (["--include", "b.*"], {"sub", "sub/b.py"}),
+        (["--include", "sub"], {"sub", "sub/b.py"}),
+        (["--include", "cache/", "--exclude", "c.*"], {"cache"}),
         (["--include", "*.py", "--exclude", "cache/"], {"a.py", "sub", "sub/b.py"}),
     ],
 )

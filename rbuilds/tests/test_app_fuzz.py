@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from enclavekit_core.errors import InputError
 from enclavekit_rbuilds.app.archive import read_archive
-from enclavekit_rbuilds.app.tree import AppTree, Inode, TreeError
+from enclavekit_rbuilds.app.inodes import Inode, TreeError
+from enclavekit_rbuilds.app.tree import AppTree
 from enclavekit_rbuilds.base.progress import Progress
 from enclavekit_rbuilds.image.ramdisk import pack_app
 from hypothesis import HealthCheck, given, settings

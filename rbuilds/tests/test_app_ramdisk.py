@@ -14,7 +14,8 @@ from enclavekit_core.errors import InputError
 from enclavekit_core.split_files import LIST_PATH, decode_file_list
 from enclavekit_eif.cpio import iter_cpio, open_ramdisk
 from enclavekit_rbuilds.app.directory import read_directory
-from enclavekit_rbuilds.app.tree import AppTree, Content, Inode
+from enclavekit_rbuilds.app.inodes import Content, Inode
+from enclavekit_rbuilds.app.tree import AppTree
 from enclavekit_rbuilds.image import ramdisk as ramdisk_module
 from enclavekit_rbuilds.image.app_archive import MAX_PART_BYTES
 from enclavekit_rbuilds.image.ramdisk import AppFile, pack_app

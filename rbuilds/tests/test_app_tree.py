@@ -4,7 +4,8 @@ from __future__ import annotations
 import stat
 
 import pytest
-from enclavekit_rbuilds.app.tree import AppTree, Content, Inode, TreeError, directory, split_path
+from enclavekit_rbuilds.app.inodes import Content, Inode, TreeError, directory
+from enclavekit_rbuilds.app.tree import AppTree, split_path
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -91,8 +91,13 @@ def test_closure_holds_nothing_of_other_services() -> None:
     assert not {"aiohttp", "uvloop", "cryptography"} & set(closure_of(["files"], wheels).wheels)
     assert closure_of(["attestation"], wheels).debian == () and closure_of(["files"], wheels).debian == ("nats-server",)
     ingress, egress = closure_of(["network"], wheels), closure_of(["egress"], wheels)
+    quic = closure_of(["egress", "quic"], wheels)
+    assert set(quic.wheels) - set(egress.wheels) == {"cryptography", "cffi"} and quic.members == egress.members
     assert set(egress.wheels) - set(ingress.wheels) == {"dnspython", "h11"} and ingress.members == egress.members
     assert "nftables" in egress.debian and ingress.debian == ()
+    by_iptables = closure_of(["egress-iptables"], wheels)
+    assert "iptables" in by_iptables.debian and "nftables" not in by_iptables.debian
+    assert by_iptables.wheels == egress.wheels
     assert "pf-proxy" in ingress.commands and "pf-proxy" not in closure_of([], wheels).commands
 
 
@@ -197,7 +202,7 @@ def test_real_framework_imports_all_that_its_service_runs(service: str, tmp_path
     # the mains of its commands, and what they import when they run
     closure = closure_of(services, locked_wheels())
     modules = [COMMANDS[name].partition(":")[0] for name in closure.commands]
-    modules += RUN_BY[service]
+    modules += RUN_BY[service.removesuffix("-iptables")]
     check_imports(root, modules)
     assert sum(made.parts.values()) == pytest.approx(made.ramdisk.unpacked, rel=0.02)
     assert {"wheel", "debian", "own"} <= {part.partition("/")[0] for part in made.parts}
@@ -209,6 +214,7 @@ RUN_BY = {  # modules that a service's program imports only once it runs
     "pipeline": ["enclavekit_pipeline.enclave.serve_exec", "enclavekit_pipeline.enclave.serve_copy"],
     "network": ["enclavekit_pf_proxy.cli"],
     "egress": ["enclavekit_pf_proxy.policy.gate", "enclavekit_pf_proxy.resolver.service", "dns.rdtypes.IN.AAAA"],
+    "quic": ["enclavekit_pf_proxy.quic.session"],
     "none": ["enclavekit_enclave_init.boot.execute"],
 }
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import msgspec
@@ -15,7 +14,7 @@ from enclavekit_eif.cpio import iter_cpio
 from enclavekit_eif.measure import measure
 from enclavekit_eif.reader import read_eif
 from enclavekit_rbuilds.cli import main
-from enclavekit_rbuilds.manifest.egress import OWN_IPV6, POLICY_PATH, RULES_PATH, render_redirects
+from enclavekit_rbuilds.manifest.egress import POLICY_PATH
 from enclavekit_rbuilds.manifest.model import DenyRule, EgressRule, IngressRule, Network
 from enclavekit_rbuilds.manifest.network import PROXY_PATH, NetworkPlan, plan_network
 
@@ -64,10 +63,16 @@ def test_ports_that_are_none_are_refused(port) -> None:
     assert caught.value.key.startswith("network.egress[0]")
 
 
-def test_udp_by_a_name_that_has_to_be_shown_is_refused() -> None:
-    with pytest.raises(ConfigError, match="absent_name") as caught:
-        plan(("ok.test", 1), EgressRule(host="time.test", port=123, protocol="udp"))
-    assert caught.value.key == "network.egress[1]"
+def test_udp_by_a_name_that_has_to_be_shown_brings_what_reads_quic() -> None:
+    by_name = EgressRule(host="api.test", port=443, protocol="udp")
+    for made, services in (
+        (plan(by_name), {"egress", "quic"}),
+        (plan(insecure_learn=True), {"egress", "quic"}),
+        (plan(TIME, EgressRule(host="192.0.2.1", port=443, protocol="udp")), {"egress"}),
+    ):
+        assert made.services == services
+    rule = '- {name: "api.test", ports: [443], protocol: udp}'
+    assert rule in plan(by_name).files[POLICY_PATH].decode().splitlines()
 
 
 TIME = EgressRule(host="time.test", port=123, protocol="udp", absent_name=True)
@@ -81,8 +86,6 @@ def test_what_udp_needs_is_there_if_a_rule_asks_for_it() -> None:
     )
     for made, has_udp in ((with_udp, True), (without, False), (learning, True)):
         assert ("CAP_NET_RAW" in made.units["network.service"]) is has_udp
-        assert (" deliver " in made.units["network-rules.service"]) is has_udp
-        assert (b"tproxy" in made.files[RULES_PATH]) is has_udp
         assert (b"protocol: udp" in made.files[PROXY_PATH]) is has_udp
 
 
@@ -195,17 +198,28 @@ def test_units_and_files_are_what_their_programs_accept(made, tmp_path) -> None:
     assert bool(args.insecure_learn) is bool(made.egress and made.egress.insecure_learn)
 
 
-@pytest.mark.parametrize("udp", [False, True])
 @pytest.mark.parametrize("ipv6", [False, True])
-def test_redirects_are_what_nft_accepts(ipv6, udp, tmp_path) -> None:
-    rules = tmp_path / "rules"
-    rules.write_text(render_redirects(ipv6=ipv6, udp=udp))
-    probe = subprocess.run(["unshare", "-nr", "nft", "list", "tables"], capture_output=True, check=False)
-    if probe.returncode:
-        pytest.skip("no network namespace with nftables here")
-    twice = f"nft -f {rules} && nft -f {rules} && nft list tables"
-    done = subprocess.run(["unshare", "-nr", "sh", "-c", twice], capture_output=True, text=True, check=True)
-    assert len(done.stdout.splitlines()) == 1 + ipv6
+def test_rules_and_routes_are_the_proxys_and_made_apart_from_what_serves(ipv6, tmp_path) -> None:
+    config = pytest.importorskip("enclavekit_pf_proxy.config", reason="pf_proxy is not installed")
+    made = plan(("a.test", 1), TIME, ipv6=ipv6)
+    apply, serve = (made.units[f"{name}.service"] for name in ("network-rules", "network"))
+    path = f"/{PROXY_PATH.decode()}"
+    assert f'ExecStart = ["/usr/bin/pf-proxy", "rules", "apply", "{path}"]' in apply.splitlines()
+    assert "CAP_NET_ADMIN" in apply and "CAP_NET_ADMIN" not in serve
+    for name, content in made.files.items():
+        target = tmp_path / name.decode()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    loaded = config.load_plan(str(tmp_path / PROXY_PATH.decode()))
+    assert not loaded.applies_rules and loaded.mark == 0
+    assert loaded.network.default_route == "lo" and loaded.network.versions == ((4, 6) if ipv6 else (4,))
+    assert [divert.listen.port for divert in loaded.rules.diverts] == [15001, 15001]
+    assert loaded.rules.dns.port == 53
+
+
+def test_an_app_does_not_start_without_its_rules() -> None:
+    apply, serve = (plan(("a.test", 1)).units[f"{name}.service"] for name in ("network-rules", "network"))
+    assert 'RequiredBy = ["app"]' in apply.splitlines() and 'RequiredBy = ["app"]' in serve.splitlines()
 
 
 def test_the_parent_is_told_what_to_offer_and_people_what_is_allowed() -> None:
@@ -247,7 +261,7 @@ def test_an_image_holds_units_files_and_a_table_and_its_metadata_too(
     inside = {e.name: e.data.read() for e in iter_cpio(eif.open_section(eif.ramdisks[1]))}
     assert inside[b"rootfs/etc/resolv.conf"] == inside[b"etc/resolv.conf"] == b"nameserver 127.0.0.1\n"
     assert inside[POLICY_PATH] == b'allow:\n- {name: "*.api.test", ports: [443-444]}\ndeny: []\n'
-    assert {b"service/network.service", b"service/network-rules.service", RULES_PATH} <= set(inside)
+    assert {b"service/network.service", b"service/network-rules.service", PROXY_PATH} <= set(inside)
     table = json.loads(inside[b"etc/enclavekit/network.json"])
     custom = eif.metadata["CustomMetadata"]
     assert custom["network"] == printed["network"] == table and custom["resources"] == {"memory_mib": 512}
@@ -258,11 +272,3 @@ def test_an_image_holds_units_files_and_a_table_and_its_metadata_too(
     plain = read_eif(str(build("plain.eif")))
     names = {e.name for e in iter_cpio(plain.open_section(plain.ramdisks[1]))}
     assert not {name for name in names if b"egress" in name or b"network" in name}
-
-
-def test_the_proxys_answers_to_datagrams_do_not_come_back_to_it():
-    """They go to the enclave's own address, which over IPv6 is not loopback's."""
-    rules = render_redirects(ipv6=True, udp=True).partition("table ip6 enclavekit_egress {\n")[2]
-    for chain in ("output", "mark_udp"):
-        lines = rules.partition(f"  chain {chain} {{\n")[2].splitlines()
-        assert lines[1].strip() == f"ip6 daddr {{ ::1, {OWN_IPV6} }} return"

@@ -26,7 +26,7 @@ from enclavekit_rbuilds.evidence.build_words import words_of
 from enclavekit_rbuilds.evidence.compare import compare_images, first_difference
 from enclavekit_rbuilds.evidence.facts import read_facts
 from enclavekit_rbuilds.evidence.reorder import copy_reordered
-from enclavekit_rbuilds.evidence.reproduce import MADE_KERNELS, SHARED_ENTRIES, share_entries
+from enclavekit_rbuilds.evidence.second_build import MADE_KERNELS, SHARED_ENTRIES, share_entries
 from enclavekit_rbuilds.evidence.surroundings import Host, Places, plan_surroundings
 
 CONDITIONS = {

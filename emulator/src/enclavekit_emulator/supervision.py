@@ -8,12 +8,12 @@ import contextlib
 import json
 import os
 import signal
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from enclavekit_core.exit_report import ExitReport
 from enclavekit_core.processes import catches_signal
 
-from enclavekit_emulator.console import ConsoleBuffer
+from enclavekit_emulator.console_feed import ConsoleFeed
 from enclavekit_emulator.enclave_end import make_end_record
 from enclavekit_emulator.memory_limit import ran_out_of_memory
 from enclavekit_emulator.nitro_errors import BOOT_FAILURE, NitroError
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from enclavekit_emulator.supervisor import Supervisor
 
 STOP_GRACE_S = 20.0  # from SIGTERM to SIGKILL: PID 1 stops its units one after the other
-CONSOLE_READ_BYTES = 64 * 1024
-MAX_CONSOLE_DRAIN_BYTES = 1024 * 1024  # at the end; a pipe holds 64 KiB unless the enclave enlarged it
-MAX_CONSOLE_FILE_BYTES = 16 * 1024 * 1024  # then it is started anew
-MAX_READER_BACKLOG = 64  # chunks; a console reader that lags by more is dropped, the enclave never waits for one
 MAX_REQUEST_BYTES = 4096
 REQUEST_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 2.0
@@ -71,9 +67,7 @@ class _Life:
         self._front_left = False
         self._booted = False
         self._report: ExitReport | None = None
-        self._console = ConsoleBuffer()
-        self._console_file: BinaryIO | None = None
-        self._readers: set[asyncio.Queue[bytes]] = set()
+        self._console = ConsoleFeed(owner.console)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiters: list[tuple[str, asyncio.StreamWriter]] = []
         self._heartbeat_port = PortServer(self._on_heartbeat)
@@ -89,10 +83,10 @@ class _Life:
         owner = self._owner
         if owner.record.debug_mode:
             path = os.path.join(owner.store.directory(owner.record.enclave_id), CONSOLE_FILE)
-            self._console_file = open(path, "wb", buffering=0)  # noqa: SIM115, ASYNC230 - closed with the rest; local
+            self._console.write_to(path)
         self._loop.add_reader(self._machine.pidfd, self._set, self._ended)
         self._machine.watch_companions(self._loop)
-        self._loop.add_reader(owner.console, self._read_console)
+        self._loop.add_reader(owner.console, self._console.read)
         owner.front.setblocking(False)
         self._loop.add_reader(owner.front.fileno(), self._on_front_gone)
         for number in STOP_SIGNALS:
@@ -138,14 +132,14 @@ class _Life:
             owner.tell({"started": True, "notes": owner.notes})
             owner.front.close()
             if not owner.record.debug_mode:
-                self._console = ConsoleBuffer(0)  # no console outside debug mode: nobody may read it later
+                self._console.discard()  # no console outside debug mode: nobody may read it later
             return
         if self._front_left:
             cause = "run-enclave was interrupted"
         elif self._heartbeat is not None:
             cause = f"its heartbeat was 0x{self._heartbeat.hex()}, not 0x{HEARTBEAT.hex()}"
         elif self._ended.is_set():
-            self._drain_console()
+            self._console.drain()
             cause = f"{self._machine.describe_end(self._machine.reap())} before its heartbeat"
             if owner.record.cgroup and ran_out_of_memory(owner.record.cgroup):
                 cause = f"it ran out of its {owner.record.memory_mib} MiB: {cause}"
@@ -172,7 +166,7 @@ class _Life:
         if owner.launch.attach_console:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._attached.wait(), ATTACH_TIMEOUT_S)
-        self._drain_console()
+        self._console.drain()
         group = owner.record.cgroup
         out_of_memory = group is not None and ran_out_of_memory(group)
         status = self._machine.reap()
@@ -216,9 +210,7 @@ class _Life:
         self._siblings.close()
         if self._control is not None:
             self._control.close()
-        if self._console_file is not None:
-            self._console_file.close()
-            self._console_file = None
+        self._console.close_file()
         owner.clean_up()
 
     async def answer_waiters(self) -> None:
@@ -231,9 +223,7 @@ class _Life:
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await asyncio.wait_for(writer.drain(), ANSWER_TIMEOUT_S)
             writer.close()
-        for queue in self._readers:
-            with contextlib.suppress(asyncio.QueueFull):
-                queue.put_nowait(b"")
+        self._console.end()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=ANSWER_TIMEOUT_S)
 
@@ -248,32 +238,6 @@ class _Life:
     async def _on_exit_report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         report = await receive_exit_report(reader)
         self._report = self._report or report  # the first counts: PID 1 sends one
-
-    def _read_console(self) -> bytes:
-        try:
-            chunk = os.read(self._owner.console, CONSOLE_READ_BYTES)
-        except BlockingIOError:
-            return b""
-        if self._booted and not self._owner.record.debug_mode:
-            return chunk
-        self._console.append(chunk)
-        if self._console_file is not None:
-            if self._console_file.tell() + len(chunk) > MAX_CONSOLE_FILE_BYTES:
-                self._console_file.seek(0)
-                self._console_file.truncate()
-            with contextlib.suppress(OSError):  # a full disk costs the file, not the enclave
-                self._console_file.write(chunk)
-        for queue in list(self._readers):
-            try:
-                queue.put_nowait(chunk)
-            except asyncio.QueueFull:
-                self._readers.discard(queue)
-        return chunk
-
-    def _drain_console(self) -> None:
-        seen = 0
-        while seen < MAX_CONSOLE_DRAIN_BYTES and (chunk := self._read_console()):
-            seen += len(chunk)
 
     # -- the user's side
 
@@ -293,30 +257,10 @@ class _Life:
             assert task is not None
             self._tasks.add(task)
             try:
-                await self._stream_console(reader, writer)
+                self._attached.set()
+                await self._console.stream_to(reader, writer)
             finally:
                 self._tasks.discard(task)
                 writer.close()
         else:
             writer.close()
-
-    async def _stream_console(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_READER_BACKLOG)
-        writer.write(b'{"console": true}\n' + self._console.read())
-        self._readers.add(queue)
-        self._attached.set()
-        gone = asyncio.ensure_future(reader.read(1))  # the reader sends nothing more: any news is its end
-        try:
-            while queue in self._readers and not gone.done():
-                following = asyncio.ensure_future(queue.get())
-                await asyncio.wait({following, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not following.done() or not following.result():
-                    following.cancel()
-                    break
-                writer.write(following.result())
-                await writer.drain()
-        except OSError:
-            pass
-        finally:
-            gone.cancel()
-            self._readers.discard(queue)

@@ -125,23 +125,24 @@ def test_other_kinds_of_keys_are_none(check, kind):
         check(certificate_of(key), sign(key), SIGNED)
 
 
-@pytest.mark.parametrize(
-    "damaged",
-    [
-        b"",
-        b"\x30\x00",
-        b"garbage",
-        CERTIFICATE[:-1],
-        CERTIFICATE + b"\0",
-        CERTIFICATE + CERTIFICATE,
-        ssl.DER_cert_to_PEM_cert(CERTIFICATE).encode(),
-        spki_of(KEYS["P-256"]),
-        b"\x30\x84\xff\xff\xff\xff" + CERTIFICATE[4:],
-    ],
-)
+# by name: the bytes are others in each process of a test run
+DAMAGED = {
+    "nothing": b"",
+    "empty sequence": b"\x30\x00",
+    "garbage": b"garbage",
+    "cut": CERTIFICATE[:-1],
+    "longer": CERTIFICATE + b"\0",
+    "two": CERTIFICATE + CERTIFICATE,
+    "PEM": ssl.DER_cert_to_PEM_cert(CERTIFICATE).encode(),
+    "key alone": spki_of(KEYS["P-256"]),
+    "length beyond all": b"\x30\x84\xff\xff\xff\xff" + CERTIFICATE[4:],
+}
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
 def test_what_is_no_certificate_is_none(check, damaged):
     with pytest.raises(VerificationError, match="not one"):
-        check(damaged, SIGNATURE, SIGNED)
+        check(DAMAGED[damaged], SIGNATURE, SIGNED)
 
 
 def test_curves_of_ones_own_are_none(check):

@@ -6,10 +6,9 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from ipaddress import ip_network
 from typing import TYPE_CHECKING, Annotated, Any
 
-from enclavekit_core.address import MAX_U32, TcpAddress, VsockAddress, parse_address, parse_port_range
+from enclavekit_core.address import MAX_U32, TcpAddress, VsockAddress, parse_address
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError
 from msgspec import UNSET, Meta, UnsetType
@@ -18,15 +17,15 @@ from msgspec.structs import asdict
 from enclavekit_pf_proxy.cid_list import CidList
 from enclavekit_pf_proxy.destinations import DestinationRules, parse_range
 from enclavekit_pf_proxy.limits import Limits
-from enclavekit_pf_proxy.plan import NetworkPlan, Plan, parse_status
-from enclavekit_pf_proxy.rules.divert import (
-    DEFAULT_NAME,
-    Backend,
-    Divert,
-    Method,
-    Origin,
-    RuleSet,
-    check_name,
+from enclavekit_pf_proxy.plan import DnsPlan, Plan, parse_status
+from enclavekit_pf_proxy.rules.divert import Method
+from enclavekit_pf_proxy.rules.settings import (
+    DivertConfig,
+    NetworkConfig,
+    RulesConfig,
+    to_divert,
+    to_network_plan,
+    to_rules,
 )
 from enclavekit_pf_proxy.service import (
     LISTENS_ON_VSOCK,
@@ -42,7 +41,6 @@ from enclavekit_pf_proxy.wire.request import Protocol
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.policy.gate import Gate
-    from enclavekit_pf_proxy.resolver.service import DnsPlan
 
 Seconds = Annotated[float, Meta(ge=0)]
 Cid = Annotated[int, Meta(ge=0, le=MAX_U32)]
@@ -64,38 +62,6 @@ class LimitsConfig(StrictConfig, frozen=True):
     half_close_timeout_s: Seconds | UnsetType = UNSET
     linger_s: Seconds | UnsetType = UNSET
     keepalive_s: Annotated[int, Meta(ge=1, le=32767)] | UnsetType = UNSET
-
-
-class DivertConfig(StrictConfig, frozen=True):
-    """What the kernel is to bring to a listener."""
-
-    method: Method | UnsetType = UNSET
-    """redirect; tproxy where UDP is told of its destination."""
-    origins: Annotated[tuple[Origin, ...], Meta(min_length=1)] = (Origin.OUTPUT,)
-    """output: what this machine sends; prerouting: what it gets from others."""
-    networks: list[str] = []
-    """Destinations; none given: all but loopback."""
-    ports: list[int | str] = []
-    """Numbers and ranges FIRST-LAST; none given: all."""
-    exceptions: list[str] = []
-    """Destinations that are left alone."""
-
-
-class RulesConfig(StrictConfig, frozen=True):
-    name: str = DEFAULT_NAME
-    """Of the table or chains; another for each proxy of one network namespace."""
-    backend: Backend = Backend.AUTO
-    apply: bool = True
-    """false: `pf-proxy rules apply` does it, with rights that the proxy then needs not have."""
-    divert_dns: bool = False
-    """Whatever is sent to port 53, at whatever address, goes to the resolver of `dns`."""
-
-
-class NetworkConfig(StrictConfig, frozen=True):
-    """The loopback interface is brought up at the start."""
-
-    default_route: str = ""
-    """An interface for a route to everywhere, the last of all, so that programs may send there."""
 
 
 class ListenerConfig(StrictConfig, frozen=True):
@@ -160,14 +126,18 @@ class ProxyConfig(StrictConfig, frozen=True):
     """Where metrics and health are served over HTTP, e.g. 127.0.0.1:9464; empty: on the socket only."""
 
 
-def load_plan(path: str, learn_path: str = "") -> Plan:
+def load_plan(path: str, learn_path: str = "", *, serves: bool = True) -> Plan:
     """Read the file at `path`. Raises ConfigError, InputError.
 
-    Args: learn_path: have the policy allow everything and write what it took to this file.
+    Args:
+        learn_path: have the policy allow everything and write what it took to this file.
+        serves: False for who asks for rules and routes only: the policy is not read.
     """
     config = load_config(ProxyConfig, path)
     _check_finite(config, path)
-    gate = _load_gate(config, path, learn_path)
+    if config.dns is not None and not config.policy and not learn_path:
+        raise ConfigError(path, "dns", "it goes with a policy, which says what may be asked for")
+    gate = _load_gate(config, path, learn_path) if serves else None
     services = []
     for number, listener in enumerate(config.listeners):
         source = f"{path}: listeners[{number}]"
@@ -178,9 +148,10 @@ def load_plan(path: str, learn_path: str = "") -> Plan:
         services.append(service)
     if gate is not None and not any(service.gate for service in services):
         raise ConfigError(path, "policy", f"no listener is of mode {Mode.IP_TO_VSOCK_TRANSPARENT.value}")
-    dns = _to_dns_plan(config, gate, path)
-    rules = _to_rules(config, services, dns, path)
-    network = NetworkPlan(config.network.default_route) if config.network is not None else None
+    dns = _to_dns_plan(config.dns, path) if config.dns is not None else None
+    diverts = [service.divert for service in services if service.divert is not None]
+    rules = to_rules(config.rules, diverts, dns.listen if dns is not None else None, path)
+    network = to_network_plan(config.network, rules) if config.network is not None else None
     status = parse_status(config.socket, config.metrics_listen, path, by_default=True)
     plan = Plan(
         services,
@@ -210,46 +181,11 @@ def _load_gate(config: ProxyConfig, path: str, learn_path: str) -> Gate | None:
     return load_gate(policy_path, learn_path)
 
 
-def _to_dns_plan(config: ProxyConfig, gate: Gate | None, path: str) -> DnsPlan | None:
-    if config.dns is None:
-        return None
-    if gate is None:
-        raise ConfigError(path, "dns", "it goes with a policy, which says what may be asked for")
-    from enclavekit_pf_proxy.resolver.service import DnsPlan
-
-    listen = parse_address(config.dns.listen, "tcp")
+def _to_dns_plan(given: DnsConfig, path: str) -> DnsPlan:
+    listen = parse_address(given.listen, "tcp")
     if not isinstance(listen, TcpAddress):
-        raise ConfigError(path, "dns.listen", f"{config.dns.listen!r} is not HOST:PORT")
-    return DnsPlan(listen, tuple(parse_address(text, "vsock") for text in config.dns.upstreams), config.dns.timeout_s)
-
-
-def _to_rules(config: ProxyConfig, services: list[Service], dns: DnsPlan | None, path: str) -> RuleSet | None:
-    diverts = tuple(service.divert for service in services if service.divert is not None)
-    diverted_dns = None
-    if config.rules.divert_dns:
-        if dns is None:
-            raise ConfigError(path, "rules.divert_dns", "there is no resolver: see `dns`")
-        if dns.listen.host not in ("127.0.0.1", "::1", "0.0.0.0", "::") or not dns.listen.port:  # noqa: S104 - compared
-            raise ConfigError(path, "rules.divert_dns", f"the resolver on {dns.listen} cannot be redirected to")
-        diverted_dns = dns.listen
-    name = check_name(config.rules.name, f"{path}: rules.name")  # a set of it may be there still
-    return RuleSet(diverts, name, diverted_dns) if diverts or diverted_dns is not None else None
-
-
-def _to_divert(listener: ListenerConfig, listen: Endpoint, source: str) -> Divert | None:
-    given = listener.divert
-    if given is None:
-        return None
-    if not isinstance(listen.first, TcpAddress):
-        raise ConfigError(source, "divert", f"nothing is diverted to {listen}")
-    needs_tproxy = listener.protocol is Protocol.UDP and listener.mode is not Mode.IP_TO_VSOCK
-    method = given.method if given.method is not UNSET else Method.TPROXY if needs_tproxy else Method.REDIRECT
-    try:
-        networks, exceptions = (tuple(map(ip_network, texts)) for texts in (given.networks, given.exceptions))
-        ports = tuple(map(parse_port_range, given.ports))
-    except ValueError as exc:
-        raise ConfigError(source, "divert", str(exc)) from exc
-    return Divert(listen.first, listener.protocol, method, frozenset(given.origins), networks, ports, exceptions)
+        raise ConfigError(path, "dns.listen", f"{given.listen!r} is not HOST:PORT")
+    return DnsPlan(listen, tuple(parse_address(text, "vsock") for text in given.upstreams), given.timeout_s)
 
 
 def _to_service(listener: ListenerConfig, defaults: LimitsConfig, source: str) -> Service:
@@ -261,7 +197,8 @@ def _to_service(listener: ListenerConfig, defaults: LimitsConfig, source: str) -
     listens_on_vsock = listener.mode in LISTENS_ON_VSOCK
     allowed = None if listener.allow_cids is None else frozenset(listener.allow_cids)
     listen = parse_endpoint(listener.listen, "vsock" if listens_on_vsock else "tcp")
-    divert = _to_divert(listener, listen, source)
+    is_told = listener.protocol is Protocol.UDP and listener.mode is not Mode.IP_TO_VSOCK
+    divert = to_divert(listener.divert, listen.first, listener.protocol, source, is_told=is_told)
     return Service(
         listener.mode,
         listen,

@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import select
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from enclavekit_core.address import Address
 from enclavekit_core.errors import EnclavekitError, TransportError, describe_cause
 from enclavekit_core.peers import Peer
 
-from enclavekit_pf_proxy.announcement import NO_ENDS
-from enclavekit_pf_proxy.dialer import status_of
 from enclavekit_pf_proxy.handshake import (
     Ask,
     BeginRelay,
@@ -30,24 +26,25 @@ from enclavekit_pf_proxy.handshake import (
     Step,
 )
 from enclavekit_pf_proxy.relay import Relay
-from enclavekit_pf_proxy.service import Header, Mode
-from enclavekit_pf_proxy.sockets import close_socket, prepare_socket, read_ends
+from enclavekit_pf_proxy.sockets import close_socket
 from enclavekit_pf_proxy.target import find_target
+from enclavekit_pf_proxy.upstream import Upstream
+from enclavekit_pf_proxy.wire.datagrams import encode_datagram
 from enclavekit_pf_proxy.wire.opening import Opening
 from enclavekit_pf_proxy.wire.request import Protocol, Status, encode_reply
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.frontend import Frontend
+    from enclavekit_pf_proxy.passage import CheckBytes, CheckDatagram
     from enclavekit_pf_proxy.udp.relay import DatagramRelay
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-BOTH = READABLE | select.EPOLLOUT
 OPENING_READ_BYTES = 4096
-CLIENT, UPSTREAM = 0, 1
+CLIENT = 0  # the upstream's index is its own
 
 
 class Connection:
-    """A task of the loop until its relay is one. Owns the client's socket, and the upstream's from when it is there."""
+    """A task of the loop until its relay is one. Owns the client's socket, and its upstream."""
 
     __slots__ = ("_check", "_deadline", "_handshake", "_loop", "_server", "_upstream", "client", "frontend", "number",
                  "peer", "phase", "relay", "service", "since", "target")  # fmt: skip
@@ -63,10 +60,10 @@ class Connection:
         self._loop = self._server.loop
         self._handshake: Handshake | None = Handshake(self.service, number, first)
         self.phase = Phase.OPENING
-        self._upstream: socket.socket | None = None
+        self._upstream: Upstream | None = None  # until its socket is the relay's
         self.relay: Relay | DatagramRelay | None = None
         self._deadline = 0.0
-        self._check: Callable[[bytes], bool] | None = None  # for its relay
+        self._check: CheckBytes | CheckDatagram | None = None  # of what comes later, for its relay
         self.since = now
         """When it was accepted."""
         self.target: Address | None = None
@@ -87,13 +84,27 @@ class Connection:
         """When bytes moved last; None if nothing was relayed yet."""
         return None if self.relay is None else self.relay.last_activity
 
-    def inject(self, framed: bytes, max_bytes: int) -> None:
+    def inject(self, datagram: bytes, max_bytes: int) -> None:
         """Take a datagram of this session that came in elsewhere; lost if there is no room."""
-        if self._handshake is not None:
-            if not self._handshake.append(framed, max_bytes):
-                self.frontend.totals.dropped += 1
+        if self.phase is Phase.INSPECTING:
+            assert self._handshake is not None
+            self._go_on(self._handshake.client_sent(encode_datagram(datagram)), self._server.now())
+        elif self._handshake is not None:
+            for allowed in self._allowed_of(datagram):
+                if not self._handshake.append(encode_datagram(allowed), max_bytes):
+                    self.frontend.totals.dropped += 1
         elif self.relay is not None and not isinstance(self.relay, Relay):
-            self.relay.inject(framed, max_bytes)
+            self.relay.inject(datagram, max_bytes)
+
+    def _allowed_of(self, datagram: bytes) -> Sequence[bytes]:
+        """Return which datagrams may go on now that this one has come, while there is no relay to ask."""
+        if self._check is None:
+            return (datagram,)
+        allowed = cast("CheckDatagram", self._check)(datagram)
+        if allowed is None:
+            self.refuse("a datagram shows another name", Status.DENIED, logged=True)
+            return ()
+        return allowed
 
     def drain(self) -> None:
         """The proxy is to end: a session of datagrams, which has no end of its own, does once it is quiet."""
@@ -114,10 +125,11 @@ class Connection:
     def run(self, now: float) -> bool:
         if self.phase is Phase.OPENING or self.phase is Phase.INSPECTING:
             self._read_client(now)
-        elif self.phase is Phase.DIALLING:
-            self._finish_dialling(now)
-        elif self.phase is Phase.ASKING:
-            self._read_reply(now)
+        elif self._handshake is not None and self._upstream is not None:
+            if self.phase is Phase.DIALLING:
+                self._go_on(self._upstream.finish(self._handshake), now)
+            elif self.phase is Phase.ASKING:
+                self._go_on(self._upstream.read_reply(self._handshake), now)
         return False
 
     def expire(self, now: float) -> float | None:
@@ -138,7 +150,8 @@ class Connection:
             self.phase = handshake.phase
             match step:
                 case Dial():
-                    step = self._dial(handshake, now)
+                    self._upstream = Upstream(self, self.client, self._server, self.service)
+                    step = self._upstream.dial(handshake)
                 case BeginRelay():
                     self._begin_relay(step, now)
                     return
@@ -151,15 +164,20 @@ class Connection:
                 case Decide():
                     step = self._decide(handshake, step)
                 case Ask():
-                    step = self._ask(handshake, step, now)
+                    assert self._upstream is not None
+                    step = self._upstream.ask(step, handshake)
                 case Redial():
-                    step = self._redial(handshake, now)
+                    assert self._upstream is not None
+                    step = self._upstream.redial(handshake)
                 case Refuse():
                     self.refuse(step.cause, step.status, logged=step.logged)
                     return
             if was_reading and not handshake.reads_client:
                 # not watched until the relay can take its bytes: the kernel holds them back
                 self._loop.forget(self.client.fileno())
+            if step is None:
+                assert self._upstream is not None
+                self._set_deadline(now + self._upstream.patience_s)
 
     def _locate(self, handshake: Handshake, opening: Opening) -> Step:
         self.number = handshake.number
@@ -176,10 +194,11 @@ class Connection:
     def _decide(self, handshake: Handshake, step: Decide) -> Step:
         gate = self.service.gate
         assert gate is not None and handshake.destination is not None
-        decision = gate.decide(handshake.destination, step.shown, self.number, handshake.protocol.value)
+        protocol = handshake.protocol.value
+        decision = gate.decide(handshake.destination, step.shown, self.number, protocol)
         if decision.is_allowed and handshake.first is not None:
-            self._check = gate.follow(handshake.destination, handshake.first, decision, self.number)
-        return handshake.decided(decision, gate.begin_inspection())
+            self._check = gate.follow(handshake.destination, handshake.first, decision, self.number, protocol)
+        return handshake.decided(decision, gate.begin_inspection(protocol) if decision.needs_bytes else None)
 
     def _read_client(self, now: float) -> None:
         handshake = self._handshake
@@ -187,114 +206,37 @@ class Connection:
         step = None
         while step is None:
             try:
-                step = handshake.client_sent(self.client.recv(OPENING_READ_BYTES))
+                step = handshake.client_sent(self._receive(handshake))
             except BlockingIOError:
                 return
             except OSError as exc:
                 step = handshake.client_failed(describe_cause(exc))
         self._go_on(step, now)
 
+    def _receive(self, handshake: Handshake) -> bytes:
+        """Return bytes of the client's stream, or one of its datagrams as a stream has it. Raises OSError."""
+        if handshake.protocol is Protocol.TCP or self.phase is Phase.OPENING:
+            return self.client.recv(OPENING_READ_BYTES)
+        limit = self.service.limits.max_datagram_bytes
+        while len(datagram := self.client.recv(limit + 1)) > limit:
+            self.frontend.totals.dropped += 1
+        return encode_datagram(datagram)
+
     # upstream
 
-    def _dial(self, handshake: Handshake, now: float) -> Step | None:
-        assert self.target is not None
-        rules = self.service.destinations if self.service.mode is Mode.VSOCK_TO_IP_TRANSPARENT else None
-        timeout_s = self.service.limits.connect_timeout_s
-        try:
-            begun = self._server.dialer.begin(self.target, rules, handshake.protocol)
-            if begun is None:
-                self._set_deadline(now + timeout_s + 1)  # the thread's own timeout says more
-                self._server.dialer.start(self, self.target, timeout_s, rules, handshake.protocol)
-                return None
-        except TransportError as exc:
-            return handshake.not_connected(str(exc), status_of(exc))
-        except RuntimeError as exc:
-            return handshake.not_connected(str(exc), Status.BUSY)
-        self._upstream = begun.sock
-        if begun.connected:
-            return self._connected(handshake)
-        self._set_deadline(now + timeout_s)
-        self._loop.watch(begun.sock.fileno(), self, UPSTREAM, BOTH)
-        return None
-
-    def _finish_dialling(self, now: float) -> None:
-        handshake = self._handshake
-        if self._upstream is None or handshake is None:
-            return  # a thread is at it
-        code = self._upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not code:
-            try:
-                self._upstream.getpeername()
-            except OSError as exc:
-                if exc.errno == errno.ENOTCONN:
-                    return  # an event from before it was decided
-                code = exc.errno or errno.EIO
-        if code:
-            error = TransportError("connect to", self.target, OSError(code, os.strerror(code)))
-            self._go_on(handshake.not_connected(str(error), status_of(error)), now)
-        else:
-            self._go_on(self._connected(handshake), now)
-
-    def dialled(self, upstream: socket.socket | None, error: TransportError | None) -> None:
+    def dialled(self, sock: socket.socket | None, error: TransportError | None) -> None:
         """The thread's attempt has ended."""
-        handshake = self._handshake
-        if self.phase is not Phase.DIALLING or handshake is None:
-            if upstream is not None:
-                upstream.close()
+        if self.phase is not Phase.DIALLING or self._handshake is None or self._upstream is None:
+            if sock is not None:
+                sock.close()
             return
-        if upstream is None:
-            assert error is not None
-            step = handshake.not_connected(str(error), status_of(error))
-        else:
-            self._upstream = upstream
-            step = self._connected(handshake)
-        self._go_on(step, self._server.now())
-
-    def _connected(self, handshake: Handshake) -> Step:
-        assert self._upstream is not None and self.target is not None
-        prepare_socket(self._upstream, self.service.limits.keepalive_s)
-        if not handshake.tells_ends:
-            return handshake.connected(Header.AUTO, NO_ENDS)
-        header = self._server.header_for(self.target, self.service.header)
-        return handshake.connected(header, read_ends(self.client))
-
-    def _ask(self, handshake: Handshake, step: Ask, now: float) -> Step | None:
-        assert self._upstream is not None
-        try:
-            sent = self._upstream.send(step.message)
-        except OSError as exc:
-            return Refuse(f"cannot ask {self.target}: {describe_cause(exc)}", Status.FAILED)
-        if sent < len(step.message):  # a fresh socket has room for kilobytes
-            return Refuse(f"cannot ask {self.target}: it takes nothing", Status.FAILED)
-        self._loop.watch(self._upstream.fileno(), self, UPSTREAM, READABLE)
-        self._set_deadline(now + step.timeout_s)
-        return None
-
-    def _read_reply(self, now: float) -> None:
-        handshake = self._handshake
-        assert self._upstream is not None and handshake is not None
-        step = None
-        while step is None:
-            try:
-                step = handshake.upstream_sent(self._upstream.recv(handshake.wanted))
-            except BlockingIOError:
-                return
-            except OSError as exc:
-                step = handshake.upstream_failed(describe_cause(exc))
-        self._go_on(step, now)
-
-    def _redial(self, handshake: Handshake, now: float) -> Step | None:
-        assert self._upstream is not None and self.target is not None
-        self._server.remember_v1(self.target)
-        self._loop.release(self._upstream.fileno())
-        self._upstream.close()
-        self._upstream = None
-        return self._dial(handshake, now)
+        self._go_on(self._upstream.take(sock, error, self._handshake), self._server.now())
 
     # ends
 
     def _begin_relay(self, step: BeginRelay, now: float) -> None:
         assert self._upstream is not None
+        upstream, self._upstream = self._upstream.release(), None
         self._loop.timers.drop(self)
         held = (step.to_upstream, step.to_client)
         assert self._handshake is not None
@@ -304,12 +246,14 @@ class Connection:
         if protocol is Protocol.UDP:
             from enclavekit_pf_proxy.udp.relay import DatagramRelay
 
-            self.relay = DatagramRelay(self.client, self._upstream, self._loop, limits, self, held)
+            self.relay = DatagramRelay(self.client, upstream, self._loop, limits, self, held)
+            self.relay.check = cast("CheckDatagram | None", self._check)
             if self._server.is_stopping:
                 self.relay.drain()
         else:
-            self.relay = Relay(self.client, self._upstream, self._loop, shared, limits, self, held)
-            self.relay.flows[0].check, self._check = self._check, None
+            self.relay = Relay(self.client, upstream, self._loop, shared, limits, self, held)
+            self.relay.flows[0].check = cast("CheckBytes | None", self._check)
+        self._check = None
         self.relay.flows[0].total = step.from_client
         self.relay.start(now)
 
@@ -342,10 +286,10 @@ class Connection:
         if self.relay is not None:
             self.relay.close(reset=reset)  # which tells us
             return
-        for sock in (self.client, self._upstream):
-            if sock is not None:
-                self._loop.release(sock.fileno())
-                close_socket(sock, reset=reset)
+        self._loop.release(self.client.fileno())
+        close_socket(self.client, reset=reset)
+        if self._upstream is not None:
+            self._upstream.close(reset=reset)
         self._ended()
 
     def _ended(self) -> None:

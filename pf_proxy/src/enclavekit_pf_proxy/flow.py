@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
 
 from enclavekit_pf_proxy.half_close import Event, State
+from enclavekit_pf_proxy.passage import CheckBytes, Passage
 from enclavekit_pf_proxy.pipes import LARGE_PIPE_BYTES, Pipe, PipePool
 
 COPY_BYTES = 16 * 1024  # a message; what is longer is bulk
 UNIX_SEND_BYTES = 208 * 1024  # net.core.wmem_max as it comes, which the kernel doubles: twice a Unix socket's default
 SPLICE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+OPEN = State.OPEN  # to look it up in its class takes longer than the comparison
 
 
 class Shared:
@@ -61,7 +62,7 @@ class Flow:
         """Whether the sink took no more since the owner last looked."""
         self._reads_on = False  # a short read does not mean that there is nothing more to read
         self._urgent = False  # there was urgent data
-        self.check: Callable[[bytes], bool] | None = None
+        self.check: CheckBytes | None = None
         """Says of all that is read whether it may go on; what must be seen is never spliced."""
 
     def expect_end(self) -> None:
@@ -82,7 +83,7 @@ class Flow:
             return self._send_held(state)
         if self._spliced:
             return self._splice(state)
-        if state is not State.OPEN:
+        if state is not OPEN:
             return self._end(state)
         # the way of nearly all messages: no call more than needs be
         buffer = self._shared.buffer
@@ -96,8 +97,8 @@ class Flow:
             return Event.SOURCE_ENDED
         self.total += count
         self.moved = True
-        if self.check is not None and not self.check(bytes(buffer[:count])):
-            raise NotAllowed
+        if self.check is not None:
+            self._ask(self.check(bytes(buffer[:count])))
         try:
             sent = self.sink.send(buffer[:count])
         except BlockingIOError:
@@ -110,6 +111,12 @@ class Flow:
             self._spliced = not self._urgent and self.check is None
             return True
         return self._reads_on or bool(self.held)
+
+    def _ask(self, answer: Passage) -> None:
+        if answer is Passage.UNWATCHED:
+            self.check = None
+        elif answer is not Passage.ALLOWED:
+            raise NotAllowed
 
     @property
     def is_bulk(self) -> bool:

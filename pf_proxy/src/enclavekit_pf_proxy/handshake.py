@@ -35,6 +35,7 @@ from enclavekit_pf_proxy.wire.request import (
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.policy.decision import Decision
     from enclavekit_pf_proxy.policy.first_bytes import FirstBytes, Shown
+    from enclavekit_pf_proxy.policy.first_datagrams import FirstDatagrams
 
 
 class Phase(enum.Enum):
@@ -128,7 +129,7 @@ class Handshake:
         self.destination: TcpAddress | None = None
         """Where a diverted connection was going, or what a header asked for."""
         self._decoder: OpeningDecoder | None = None
-        self._first: FirstBytes | None = None
+        self._first: FirstBytes | FirstDatagrams | None = None
         self._header: Header | None = None
         self._reply = b""
 
@@ -138,7 +139,7 @@ class Handshake:
         return self.phase is Phase.OPENING or self.phase is Phase.INSPECTING
 
     @property
-    def first(self) -> FirstBytes | None:
+    def first(self) -> FirstBytes | FirstDatagrams | None:
         """What has collected the first bytes, once the policy wanted to see them."""
         return self._first
 
@@ -213,9 +214,10 @@ class Handshake:
 
     # policy
 
-    def decided(self, decision: Decision, first: FirstBytes) -> Step:
+    def decided(self, decision: Decision, first: FirstBytes | FirstDatagrams | None) -> Step:
         """Take the policy's word. `first`: what collects the first bytes, if it wants to see them."""
         if decision.needs_bytes and self._first is None:
+            assert first is not None
             self.phase, self._first = Phase.INSPECTING, first
             shown = first.feed(self.opening.rest)
             return Read(self._service.limits.inspect_timeout_s) if shown is None else Decide(shown)

@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import select
 import threading
-import time
 from collections.abc import Callable, Hashable
+from time import monotonic
 from typing import Protocol
 
-from enclavekit_pf_proxy.timers import Timers
+from enclavekit_pf_proxy.timers import NEVER, Timers
 
 MAX_EVENTS = 256
 
@@ -89,20 +89,27 @@ class Loop:
         """Wait for events, deadlines or the moment `latest`, then give every ready task and one busy one its share."""
         woken = False
         watched, ready, busy = self._watched, self._ready, self._busy
-        for fd, mask in self.epoll.poll(self._timeout_s(latest), MAX_EVENTS):
+        timeout_s: float | None = 0.0
+        if not ready and not busy:
+            due = self.timers.earliest
+            if latest is not None and latest < due:
+                due = latest
+            timeout_s = None if due == NEVER else max(0.0, due - monotonic())
+        for fd, mask in self.epoll.poll(timeout_s, MAX_EVENTS):
             owner = watched.get(fd)
             if owner is not None:
-                if owner[0].notice(owner[1], mask):
-                    busy[owner[0]] = None
+                task, index = owner
+                if task.notice(index, mask):
+                    busy[task] = None
                 else:
-                    ready[owner[0]] = None
+                    ready[task] = None
             elif fd == self._wakeup:
                 os.eventfd_read(self._wakeup)
                 woken = True
         if woken:
             for call in self.on_wake:
                 call()
-        now = time.monotonic()
+        now = monotonic()
         for task in list(ready):
             # popped first: a task may enqueue itself
             if task in ready:
@@ -114,21 +121,14 @@ class Loop:
             del busy[task]
             if task.run(now):
                 busy[task] = None
-        for task in self.timers.take_due(now):
-            later = task.expire(now)
-            if later is not None:
-                self.timers.set(task, later)
+        if self.timers.earliest <= now:
+            for task in self.timers.take_due(now):
+                later = task.expire(now)
+                if later is not None:
+                    self.timers.set(task, later)
 
     def close(self) -> None:
         self.epoll.close()
         with self._wakeup_lock:
             self._closed = True
             os.close(self._wakeup)
-
-    def _timeout_s(self, latest: float | None) -> float | None:
-        if self._ready or self._busy:
-            return 0.0
-        due = self.timers.next_due()
-        if latest is not None:
-            due = latest if due is None else min(due, latest)
-        return None if due is None else max(0.0, due - time.monotonic())

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an enclave's egress needs of the loopback interface: to know when all proxies listen, and that it takes in what
-TPROXY is to have.
+"""When all listen that an enclave's app is to find on the loopback interface.
 
     python3 -m enclavekit_pf_proxy.loopback wait ADDRESS:PORT...
-    python3 -m enclavekit_pf_proxy.loopback deliver MARK         needs CAP_NET_ADMIN; may be repeated
 
 Source: proc(5), /proc/net/tcp.
 """
@@ -64,20 +62,13 @@ def wait_for_listeners(wanted: Iterable[tuple[str, int]], timeout_s: float = WAI
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loopback", description="Prepare the loopback interface for egress.")
+    parser = argparse.ArgumentParser(prog="loopback", description="Look at the loopback interface.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("wait", help="wait until all listen").add_argument("addresses", nargs="+", metavar="HOST:PORT")
-    deliver = commands.add_parser("deliver", help="have packets with MARK delivered here, whomever they are for")
-    deliver.add_argument("mark", metavar="MARK", type=lambda text: int(text, 0))
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.command == "deliver":
-        from enclavekit_pf_proxy.network.routing import add_mark_routing
-
-        add_mark_routing(args.mark)
-        return 0
     wanted = []
     for text in args.addresses:
         parsed = parse_address(text, "tcp")

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from enclavekit_core.address import TcpAddress, UnixAddress, parse_address
+from enclavekit_core.address import Address, TcpAddress, UnixAddress, parse_address
 from enclavekit_core.errors import ConfigError
 
 from enclavekit_pf_proxy.limits import Limits, descriptors_for
-from enclavekit_pf_proxy.rules.divert import DEFAULT_NAME, OWN_MARK, Backend, RuleSet
+from enclavekit_pf_proxy.rules.divert import DEFAULT_NAME, OWN_MARK, Backend, Method, Origin, RuleSet
 from enclavekit_pf_proxy.service import LISTENS_ON_VSOCK, Service
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.policy.gate import Gate
-    from enclavekit_pf_proxy.resolver.service import DnsPlan
 
 MAX_WORKERS = 64
 
@@ -27,6 +26,19 @@ class NetworkPlan:
 
     default_route: str = ""
     """An interface that every destination has a route over, so that programs may send there; empty: none."""
+    versions: tuple[int, ...] = (4, 6)
+    """The kinds of IP that have it; for another a program is told at once that there is no way."""
+
+
+@dataclass(frozen=True, slots=True)
+class DnsPlan:
+    """A resolver."""
+
+    listen: TcpAddress
+    """UDP and TCP."""
+    upstreams: Sequence[Address]
+    timeout_s: float = 3.0
+    """Of each upstream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +70,7 @@ class Plan:
     rules_backend: Backend = Backend.AUTO
     rules_name: str = DEFAULT_NAME
     applies_rules: bool = True
-    """Whether they go in and out with the proxy; else somebody else has put them in."""
+    """Whether they, and `network`, go in and out with the proxy; else somebody else has put them in."""
     network: NetworkPlan | None = None
     status: StatusPlan = StatusPlan()
 
@@ -69,6 +81,8 @@ class Plan:
         if self.gate is not None and self.workers > 1:
             reason = "with a policy there is one: it must have seen the DNS answer that led to a connection"
             raise ConfigError(source, "workers", reason)
+        if self.rules is not None and not self.rules.spares_own and (cause := self._sends_to_others()):
+            raise ConfigError(source, "rules.mark", f"without a mark {cause} would come back to the proxy")
         seen: set[str] = set()
         for service in self.services:
             for offset in range(service.listen.ports):
@@ -84,11 +98,23 @@ class Plan:
 
         It takes a right that a proxy can do without if all that it sends are answers, which conntrack knows.
         """
-        if self.rules is None:
+        if self.rules is None or not self.rules.spares_own:
             return 0
-        named = any(divert.networks for divert in self.rules.diverts)
-        dials = any(named or not _stays_at_home(each) for each in self.services if each.mode in LISTENS_ON_VSOCK)
-        return OWN_MARK if self.rules.uses_tproxy or dials else 0
+        return OWN_MARK if self.rules.uses_tproxy or self._dials() else 0
+
+    def _dials(self) -> bool:
+        """Say whether it makes connections that its own rules could divert."""
+        named = self.rules is not None and any(divert.networks for divert in self.rules.diverts)
+        return any(named or not _stays_at_home(each) for each in self.services if each.mode in LISTENS_ON_VSOCK)
+
+    def _sends_to_others(self) -> str:
+        """Return what it sends elsewhere than to loopback, or to what a rule names; empty for nothing."""
+        if self._dials():
+            return "what it connects to over IP"
+        tproxied = [each for each in self.rules.diverts if each.method is Method.TPROXY] if self.rules else []
+        if any(each.networks or Origin.PREROUTING in each.origins for each in tproxied):
+            return "its answers"
+        return ""
 
     @property
     def descriptors(self) -> int:

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 MAX_ROUNDS = 8  # moves of one flow before others get their turn
 TURN_BYTES = 1024 * 1024  # after so many too: a fraction of a millisecond
-READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
-BOTH = READABLE | select.EPOLLOUT
+EPOLLIN, EPOLLOUT = select.EPOLLIN, select.EPOLLOUT
+READABLE = EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
+BOTH = READABLE | EPOLLOUT
+PENDING = ((), (0,), (1,), (0, 1))  # flows by bits
 ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+RARE = ENDING | select.EPOLLPRI
 
 
 class Owner(Protocol):
@@ -76,36 +79,35 @@ class Relay:
 
     def notice(self, side: int, mask: int) -> bool:
         """Take epoll's word about one side: what it sends is flow `side`, what it takes is the other one."""
-        if mask & select.EPOLLPRI:
-            self.flows[side].expect_urgent()
-        if mask & ENDING:
-            self.flows[side].expect_end()
-            self._pending = 0b11
-            if mask & select.EPOLLHUP:
-                self._hung |= 1 << side
-        else:
-            if mask & select.EPOLLIN:
-                self._pending |= 1 << side
-            if mask & select.EPOLLOUT:
-                self._pending |= 2 >> side
-        return self.flows[0].is_bulk or self.flows[1].is_bulk
+        if mask & EPOLLIN:
+            self._pending |= 1 << side
+        if mask & EPOLLOUT:
+            self._pending |= 2 >> side
+        if mask & RARE:
+            self._notice_rare(side, mask)
+        flows = self.flows
+        return flows[0].is_bulk or flows[1].is_bulk
 
     def run(self, now: float) -> bool:
         """Move what can be moved; return whether more could be moved at once."""
         if self._hung:
             self._hang_up()
         pending, self._pending = self._pending, 0
-        for number in (0, 1):
-            if pending >> number & 1 and not self.closed:
-                flow = self.flows[number]
-                try:
-                    if self._let_move(number, flow):
-                        self._pending |= 1 << number
-                except NotAllowed:
-                    self.close(reset=True)
-                    return False
-                if flow.moved:
-                    flow.moved, self.last_activity = False, now
+        states = self._rules.states
+        for number in PENDING[pending]:
+            if self.closed:
+                return False
+            flow = self.flows[number]
+            try:
+                outcome = flow.move(states[number])
+                message = outcome is False and not flow.sink_full  # as a rule
+                if not message and self._go_on_moving(number, flow, outcome):
+                    self._pending |= 1 << number
+            except NotAllowed:
+                self.close(reset=True)
+                return False
+            if flow.moved:
+                flow.moved, self.last_activity = False, now
         if self._linger_until < 0.0 and not self.closed:
             self._linger_until = now + self._limits.linger_s
             self._loop.timers.set(self, self._linger_until)
@@ -142,15 +144,22 @@ class Relay:
 
     # flows
 
-    def _let_move(self, number: int, flow: Flow) -> bool:
+    def _notice_rare(self, side: int, mask: int) -> None:
+        if mask & select.EPOLLPRI:
+            self.flows[side].expect_urgent()
+        if mask & ENDING:
+            self.flows[side].expect_end()
+            self._pending = 0b11
+            if mask & select.EPOLLHUP:
+                self._hung |= 1 << side
+
+    def _go_on_moving(self, number: int, flow: Flow, outcome: Event | bool) -> bool:
         """Let one flow move for as long as it can, or its share lasts; return whether it could go on.
 
+        Args: outcome: of its first move.
         Raises: NotAllowed.
         """
         states = self._rules.states
-        outcome = flow.move(states[number])
-        if outcome is False and not flow.sink_full:
-            return False  # a message, as a rule
         more, rounds, enough = True, 0, flow.total + TURN_BYTES
         while True:
             if outcome is False:

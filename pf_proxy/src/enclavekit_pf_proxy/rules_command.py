@@ -8,8 +8,9 @@ import argparse
 from enclavekit_core.errors import ConfigError
 
 EPILOG = """\
-`pf-proxy run CONFIG` applies the rules when it listens and removes them when it ends: these commands are for looking at
-them, and for rules that are to stand longer than a proxy runs. Rules of others are never touched.
+`pf-proxy run CONFIG` applies rules and routes when it listens and removes them when it ends: these commands are for
+looking at the rules, and for such as are to stand longer than a proxy runs, or are not for the proxy to change
+(`rules: {apply: false}`). Rules of others are never touched.
 
 exit codes:
   0  done; also if there was nothing to do
@@ -19,7 +20,7 @@ exit codes:
 """
 ACTIONS = {
     "show": "print what would be applied",
-    "apply": "put the rules in, in place of those of an earlier CONFIG",
+    "apply": "put rules and routes in, in place of those of an earlier CONFIG",
     "remove": "take them out",
 }
 
@@ -43,11 +44,12 @@ def add_rules_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
 def run_rules(args: argparse.Namespace) -> int:
     """Raises ConfigError, InputError, RulesError, TransportError."""
     from enclavekit_pf_proxy.config import load_plan
+    from enclavekit_pf_proxy.network.routing import remove_default_routes
     from enclavekit_pf_proxy.rules import kernel
     from enclavekit_pf_proxy.rules.divert import Backend
-    from enclavekit_pf_proxy.surroundings import RuleLock
+    from enclavekit_pf_proxy.surroundings import RuleLock, around_rules
 
-    plan = load_plan(args.config)
+    plan = load_plan(args.config, serves=False)
     rules = plan.rules
     if rules is None and args.action != "remove":
         raise ConfigError(args.config, "", "no listener has `divert`: there are no rules")
@@ -59,10 +61,13 @@ def run_rules(args: argparse.Namespace) -> int:
     lock = RuleLock(plan.rules_name)
     try:
         if args.action == "remove":
+            if plan.network is not None and plan.network.default_route:
+                remove_default_routes(plan.network.default_route)
             kernel.remove(plan.rules_name)
         else:
             assert rules is not None
-            kernel.apply(rules, kernel.choose_backend(plan.rules_backend))
+            with around_rules(plan.network):
+                kernel.apply(rules, kernel.choose_backend(plan.rules_backend))
     finally:
         lock.release()
     return 0

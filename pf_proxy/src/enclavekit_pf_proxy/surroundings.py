@@ -7,15 +7,16 @@ name: a socket in the abstract namespace, which is the network namespace's, says
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from enclavekit_core.errors import EnclavekitError
 from enclavekit_core.logs import get_logger
 
-from enclavekit_pf_proxy.network.routing import add_default_routes, remove_default_routes, set_up_loopback
-from enclavekit_pf_proxy.plan import Plan
+from enclavekit_pf_proxy.network.routing import remove_default_routes, set_default_routes, set_up_loopback
+from enclavekit_pf_proxy.plan import NetworkPlan, Plan
 from enclavekit_pf_proxy.rules import kernel
 from enclavekit_pf_proxy.rules.divert import Backend, RuleSet
 
@@ -39,6 +40,19 @@ class RuleLock:
         self._socket.close()
 
 
+@contextlib.contextmanager
+def around_rules(network: NetworkPlan | None) -> Iterator[None]:
+    """Set up what `network` asks for; whoever enters puts the rules in. Raises TransportError.
+
+    The routes come last: before the rules are in, a program is to be refused.
+    """
+    if network is not None:
+        set_up_loopback()  # a routing table of TPROXY leads there
+    yield
+    if network is not None and network.default_route:
+        set_default_routes(network.default_route, network.versions)
+
+
 class Surroundings:
     """Those of one supervisor, from one plan to the next."""
 
@@ -50,12 +64,10 @@ class Surroundings:
 
     def establish(self, plan: Plan) -> None:
         """Have what `plan` wants, and no more of what an earlier one wanted. Raises EnclavekitError."""
-        if plan.network is not None:
-            set_up_loopback()
-            if plan.network.default_route:
-                add_default_routes(plan.network.default_route)
-        self._apply(plan)
-        wanted = plan.network.default_route if plan.network is not None else ""
+        network = plan.network if plan.applies_rules else None
+        with around_rules(network):
+            self._apply(plan)
+        wanted = network.default_route if network is not None else ""
         if self._route not in ("", wanted):
             self._try("remove default route", lambda: remove_default_routes(self._route))
         self._route = wanted

@@ -8,10 +8,12 @@ stays where it is and is put off when its bucket is due.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 TICK_S = 1 / 16  # exact in binary, so that no rounding makes a deadline late or early
+NEVER = math.inf
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -22,6 +24,8 @@ class Timers(Generic[Key]):
         self._buckets: dict[int, set[Key]] = {}
         self._order: list[int] = []  # a heap of the buckets' ticks, empty ones included
         self._ticks: dict[Key, int] = {}
+        self.earliest = NEVER
+        """Nothing is due before. Something may be then: what was dropped since still counts."""
 
     def __len__(self) -> int:
         return len(self._ticks)
@@ -39,6 +43,7 @@ class Timers(Generic[Key]):
         if bucket is None:
             bucket = self._buckets[tick] = set()
             heapq.heappush(self._order, tick)
+            self.earliest = self._order[0] * TICK_S
         bucket.add(key)
 
     def drop(self, key: Key) -> None:
@@ -59,4 +64,5 @@ class Timers(Generic[Key]):
             for key in self._buckets.pop(heapq.heappop(self._order)):
                 del self._ticks[key]
                 due.append(key)
+        self.earliest = NEVER if (first := self.next_due()) is None else first
         return due

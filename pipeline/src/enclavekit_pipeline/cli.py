@@ -32,6 +32,9 @@ COMMANDS = (
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
+    if not words:
+        build_parser().print_help(sys.stderr)
+        return USAGE_ERROR
     try:
         general, words = take_general(words)
         args = parse_words(words, general)
@@ -79,7 +82,9 @@ def parse_words(words: list[str], general: General) -> argparse.Namespace:
 
         config = load_upstream_config(general.config)
     named = (words[0],) if words and words[0] in COMMANDS else COMMANDS
-    args = build_parser(config, named, bare_command=command is None).parse_args(words)
+    args, unknown = build_parser(config, named, bare_command=command is None).parse_known_args(words)
+    if unknown:  # the subcommand's own words: those of the whole would not say what it takes
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.argv = getattr(args, "bare_command", []) if command is None else command
     return args
 
@@ -111,10 +116,10 @@ def build_parser(
         module.add_arguments(added)
         added.usage = getattr(module, "USAGE", None) or short_usage(added)
         if bare_command and hasattr(module, "TAKES_COMMAND"):
-            added.add_argument("bare_command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+            added.add_argument("bare_command", nargs=argparse.REMAINDER, metavar="COMMAND", help=argparse.SUPPRESS)
         if config is not None:
             apply_config(added, cid=config.cid, port=config.port)
-        added.set_defaults(module=module)
+        added.set_defaults(module=module, parser=added)
     return parser
 
 

@@ -35,7 +35,7 @@ from enclavekit_rbuilds.manifest.control import ControlGrant
 from enclavekit_rbuilds.manifest.model import SERVICES, KernelChoice, Network, Resources, Signing
 from enclavekit_rbuilds.manifest.network import plan_network
 from enclavekit_rbuilds.plan.app import AppRamdisk, AppRequest, app_step
-from enclavekit_rbuilds.plan.framework import framework_steps, kernel_step
+from enclavekit_rbuilds.plan.framework import framework_services, framework_steps, kernel_step
 from enclavekit_rbuilds.plan.image import Image, ImageRequest, image_steps
 from enclavekit_rbuilds.plan.run import forecast_plan, run_plan
 from enclavekit_rbuilds.plan.source import source_step
@@ -210,7 +210,9 @@ def plan_build(request: BuildRequest, progress: Progress, scope: contextlib.Exit
     )
     choice = request.kernel if request.lock is None else pin_kernel(request.kernel, request.lock)
     kernel = kernel_step(choice, request.arch, request.compression, progress)
-    services = request.services | network.services
+    services = framework_services(
+        request.services, network, request.network.rules, request.kernel, request.arch, progress
+    )
     if request.init == "c":
         progress.note(f"with the C init there is {LOST}")
     framework = (

@@ -38,7 +38,8 @@ class AllowConfig(StrictConfig, frozen=True):
     private_address: bool = False
     """The name may lead to private addresses; otherwise such answers are rebinding."""
     absent_name: bool = False
-    """Connections need not show the name in their first bytes (databases, anything where the server speaks first)."""
+    """Connections need not show the name in their first bytes (databases, anything where the server speaks first, UDP
+    that is not QUIC)."""
     encrypted_name: bool = False
     """Their TLS ClientHello may be encrypted, so that its name cannot be seen."""
 
@@ -84,6 +85,11 @@ class Rule:
         return self.network is not None and address in self.network
 
     @property
+    def reads_quic(self) -> bool:
+        """Whether it is a rule for UDP sessions that have to show their name, which only QUIC does."""
+        return self.pattern is not None and "udp" in self.protocols and not self.absent_name
+
+    @property
     def target(self) -> str:
         """Its name or network; an address without the length of its prefix."""
         if self.network is not None and self.network.prefixlen == self.network.max_prefixlen:
@@ -119,8 +125,6 @@ def _make_allow(number: int, rule: AllowConfig, where: str, source: str) -> Rule
     pattern, network = _target(rule, where, source)
     if network is not None and any(getattr(rule, setting) for setting in SETTINGS):
         raise ConfigError(source, where, "a network needs no name: the settings of names do not go with it")
-    if network is None and rule.protocol == "udp" and not rule.absent_name:
-        raise ConfigError(source, where, "UDP shows no name that could be checked: it needs absent_name: true")
     ports = _parse_ports(rule.ports, where, source)
     settings = {setting: getattr(rule, setting) for setting in SETTINGS}
     return Rule(number, pattern, network, ports, frozenset([rule.protocol]), **settings)

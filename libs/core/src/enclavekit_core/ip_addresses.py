@@ -9,10 +9,13 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052: the last 4 bytes are an IPv4 address
-LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215: translated too, to what only its operator knows
 SIX_TO_FOUR = ipaddress.IPv6Network("2002::/16")  # RFC 3056: bytes 2..5 are
 COMPATIBLE = ipaddress.IPv6Network("::/96")  # RFC 4291, deprecated: the last 4 bytes are
 TRANSLATED = ipaddress.IPv6Network("::ffff:0:0:0/96")  # RFC 2765, deprecated: the last 4 bytes are
+
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # RFC 4291: all that is allocated; site-local addresses (RFC
+# 3879) and the translated ones that only their operator understands (RFC 8215) are not
+DOCUMENTATION = ipaddress.IPv6Network("3fff::/20")  # RFC 9637: younger than Python's list
 
 
 def unwrap(address: IpAddress) -> IpAddress:
@@ -33,4 +36,6 @@ def unwrap(address: IpAddress) -> IpAddress:
 
 def is_private(address: IpAddress) -> bool:
     """Say whether an address, unwrapped, is not one of the public Internet's single machines."""
-    return not address.is_global or address.is_multicast or address in LOCAL_NAT64
+    if isinstance(address, ipaddress.IPv6Address) and (address not in GLOBAL_UNICAST or address in DOCUMENTATION):
+        return True
+    return not address.is_global or address.is_multicast

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from enclavekit_core.errors import TransportError
 
@@ -42,18 +42,21 @@ def set_up_loopback() -> None:
     _ask("bring up interface", LOOPBACK, [encode_link_up(_index(LOOPBACK))])
 
 
-def add_default_routes(interface: str) -> None:
-    """Give every destination a route, so that programs may send there and rules divert it. Raises TransportError."""
+def set_default_routes(interface: str, versions: Collection[int]) -> None:
+    """Give every destination of these kinds of IP, and of no other, a route of ours, so that programs may send there
+    and rules divert it. Raises TransportError.
+    """
     index = _index(interface)
     messages = [encode_link_up(index)]
-    messages += [encode_default_route(version, index, SOURCES[version]) for version in ip_versions()]
+    messages += [encode_default_route(version, index, SOURCES[version]) for version in _among(versions)]
     _ask("make default route over", interface, messages, THERE_ALREADY)
+    remove_default_routes(interface, set(SOURCES) - set(versions))
 
 
-def remove_default_routes(interface: str) -> None:
+def remove_default_routes(interface: str, versions: Collection[int] = tuple(SOURCES)) -> None:
     """Take our default routes away; the interface stays up, as others use it by now. Raises TransportError."""
     index = _index(interface)
-    messages = [encode_default_route(version, index, SOURCES[version], remove=True) for version in ip_versions()]
+    messages = [encode_default_route(each, index, SOURCES[each], remove=True) for each in _among(versions)]
     _ask("remove default route over", interface, messages, GONE_ALREADY)
 
 
@@ -73,6 +76,10 @@ def remove_mark_routing(mark: int) -> None:
     messages = [encode_mark_rule(version, mark, mark, remove=True) for version in versions]
     messages += [encode_local_route(version, index, mark, remove=True) for version in versions]
     _ask("remove routing table", f"{mark:#x}", messages, GONE_ALREADY)
+
+
+def _among(versions: Collection[int]) -> list[int]:
+    return [version for version in ip_versions() if version in versions]
 
 
 def _index(interface: str) -> int:

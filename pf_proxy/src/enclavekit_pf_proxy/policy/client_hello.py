@@ -12,7 +12,7 @@ HANDSHAKE, CLIENT_HELLO, TLS_MAJOR = 22, 1, 3
 RECORD_HEADER_BYTES = 5
 MAX_RECORD_BYTES = 2**14
 MAX_HELLO_BYTES = 32 * 1024  # post-quantum ones have a few KiB
-SERVER_NAME, ENCRYPTED = 0, 0xFE0D
+SERVER_NAME, EARLY_DATA, ENCRYPTED = 0, 42, 0xFE0D
 OLD_ENCRYPTED = 0xFFCE  # encrypted_server_name, its draft before
 HOST_NAME = 0
 
@@ -25,6 +25,8 @@ class MalformedHello(Exception):
 class Hello:
     server_name: bytes | None
     encrypted: bool
+    early_data: bool = False
+    """Whether data of the app may come before a second hello."""
 
 
 class _Reader:
@@ -56,6 +58,11 @@ class HelloReader:
         """What the record has still to bring."""
         self._message = bytearray()
 
+    @property
+    def rest(self) -> bytes:
+        """What came behind a hello that is whole."""
+        return bytes(self._rest)
+
     def feed(self, data: bytes) -> Hello | None:
         """Return what the ClientHello shows once it is whole; None if more is needed. Raises MalformedHello."""
         self._rest += data
@@ -77,7 +84,7 @@ class HelloReader:
                 # nothing may follow it before the server has answered, but for early data in records of its own
                 if len(self._message) > wanted or self._record_bytes:
                     raise MalformedHello("something follows in its record")
-                return _parse(_Reader(bytes(self._message[4:])))
+                return parse_hello(bytes(self._message[4:]))
         return None
 
     def _read_header(self) -> bool:
@@ -99,7 +106,9 @@ def read_hello(data: bytes) -> Hello | None:
     return HelloReader().feed(data)
 
 
-def _parse(body: _Reader) -> Hello:
+def parse_hello(message: bytes) -> Hello:
+    """Return what a ClientHello shows. `message`: without its type and length. Raises MalformedHello."""
+    body = _Reader(message)
     body.take(2 + 32)  # legacy_version, random
     body.vector(1)  # legacy_session_id
     body.vector(2)  # cipher_suites
@@ -118,7 +127,7 @@ def _parse(body: _Reader) -> Hello:
         seen.add(kind)
         if kind == SERVER_NAME:
             name = _parse_server_name(value)
-    return Hello(name, bool(seen & {ENCRYPTED, OLD_ENCRYPTED}))
+    return Hello(name, bool(seen & {ENCRYPTED, OLD_ENCRYPTED}), EARLY_DATA in seen)
 
 
 def _parse_server_name(value: _Reader) -> bytes:

@@ -7,7 +7,8 @@ import ipaddress
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from enclavekit_core.address import TcpAddress
 from enclavekit_core.egress_policy import Policy, parse_policy
@@ -26,15 +27,16 @@ from enclavekit_pf_proxy.policy.decision import (
     may_pass,
     may_resolve,
 )
-from enclavekit_pf_proxy.policy.first_bytes import MALFORMED, FirstBytes, Shown
-from enclavekit_pf_proxy.policy.http_requests import MalformedRequest
+from enclavekit_pf_proxy.policy.first_bytes import FirstBytes, Shown
 from enclavekit_pf_proxy.policy.learning import Learner
 from enclavekit_pf_proxy.policy.log_events import describe_decision
 
-MAX_POLICY_BYTES = 256 * 1024
+if TYPE_CHECKING:
+    from enclavekit_pf_proxy.passage import CheckBytes, CheckDatagram
+    from enclavekit_pf_proxy.policy.first_datagrams import FirstDatagrams
+    from enclavekit_pf_proxy.quic.session import HelloMemory
 
-Follow = Callable[[bytes], bool]
-"""Takes what a client sends next; whether it may be passed on."""
+MAX_POLICY_BYTES = 256 * 1024
 
 
 class Gate:
@@ -48,6 +50,7 @@ class Gate:
         """(verdict, reason) -> how often."""
         self._learner = Learner() if learn_path else None
         self._learn_path = learn_path
+        self._hellos: HelloMemory | None = None
         self._log = get_logger("pf-proxy")
 
     def decide(self, destination: TcpAddress, shown: Shown | None, conn: int, protocol: str = "tcp") -> Decision:
@@ -56,8 +59,7 @@ class Gate:
         names = self.answers.names_of(address, time.monotonic())
         attempt = Attempt(protocol, address, destination.port, names, shown)
         decision = decide(self.policy, attempt)
-        # datagrams show nothing that could be waited for
-        learns_bytes = self._learner is not None and shown is None and protocol == "tcp"
+        learns_bytes = self._learner is not None and shown is None and (protocol == "tcp" or can_read_quic())
         if decision.verdict is Verdict.INSPECT or learns_bytes:
             return Decision(Verdict.INSPECT, decision.reason, decision.rule, decision.name)
         if self._learner is not None:
@@ -67,24 +69,24 @@ class Gate:
         write(f"egress {decision.verdict.value}", conn=f"{conn:016x}", **describe_decision(attempt, decision))
         return decision
 
-    def begin_inspection(self) -> FirstBytes:
-        """Return what collects a connection's first bytes."""
-        return FirstBytes()
+    def begin_inspection(self, protocol: str = "tcp") -> FirstBytes | FirstDatagrams:
+        """Return what collects the first bytes of a connection, or the first datagrams of a UDP session."""
+        if protocol == "tcp":
+            return FirstBytes()
+        from enclavekit_pf_proxy.policy.first_datagrams import FirstDatagrams
+        from enclavekit_pf_proxy.quic.session import HelloMemory, QuicSession
 
-    def follow(self, destination: TcpAddress, first: FirstBytes, allowed: Decision, conn: int) -> Follow | None:
+        if self._hellos is None:
+            self._hellos = HelloMemory()
+        return FirstDatagrams(QuicSession(self._hellos), time.monotonic)
+
+    def follow(
+        self, destination: TcpAddress, first: FirstBytes | FirstDatagrams, allowed: Decision, conn: int, protocol: str
+    ) -> CheckBytes | CheckDatagram | None:
         """Return what has to be asked about all that a client sends after `first`; None if nothing has."""
-        requests = first.requests
-        if requests is None or self._learner is not None:
+        if self._learner is not None:
             return None
-
-        def may_go_on(data: bytes) -> bool:
-            try:
-                others = [name for name in requests.feed(data) if name != allowed.name]
-            except MalformedRequest:
-                return self.decide(destination, MALFORMED, conn).is_allowed
-            return all(self.decide(destination, Shown(name), conn).is_allowed for name in others)
-
-        return may_go_on
+        return first.follow(allowed.name, lambda shown: self.decide(destination, shown, conn, protocol).is_allowed)
 
     # for the resolver
 
@@ -118,6 +120,11 @@ class Gate:
         return Decision(Verdict.ALLOWED, Reason.LEARNING, None, min(attempt.names, default=None))
 
 
+def can_read_quic() -> bool:
+    """Say whether the library that opens QUIC's packets is there."""
+    return find_spec("cryptography") is not None
+
+
 def load_gate(policy_path: str, learn_path: str = "") -> Gate:
     """Read the policy file. Raises ConfigError."""
     if not policy_path:
@@ -129,4 +136,9 @@ def load_gate(policy_path: str, learn_path: str = "") -> Gate:
         raise ConfigError(policy_path, "", describe_cause(exc)) from exc
     if len(text) > MAX_POLICY_BYTES:
         raise ConfigError(policy_path, "", f"it is larger than {MAX_POLICY_BYTES} bytes")
-    return Gate(parse_policy(text, policy_path), learn_path)
+    policy = parse_policy(text, policy_path)
+    for rule in policy.allow:
+        if rule.reads_quic and not can_read_quic():
+            reason = "it needs the server name of QUIC: enclavekit-pf-proxy[quic], which reads it, is not installed"
+            raise ConfigError(policy_path, f"allow[{rule.number}]", reason)
+    return Gate(policy, learn_path)

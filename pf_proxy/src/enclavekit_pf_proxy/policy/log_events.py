@@ -65,5 +65,5 @@ def _to_attempt(event: dict[str, Any]) -> Attempt | None:
     shown = None if event["shown"] is None else normalise_name(event["shown"])
     if event["reason"] in NOT_LOOKED:
         shown = names[-1] if names else None  # nobody has looked at its first bytes: the narrower rule is tried first
-    seen = Shown(shown, event.get("encrypted") is True) if protocol == "tcp" else None
+    seen = Shown(shown, event.get("encrypted") is True)
     return Attempt(protocol, ipaddress.ip_address(event["address"]), port, names, seen)

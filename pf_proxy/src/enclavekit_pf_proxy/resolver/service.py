@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from enclavekit_core.address import Address, TcpAddress
+from enclavekit_core.address import TcpAddress
 from enclavekit_core.errors import EnclavekitError, TransportError
 from enclavekit_core.logs import get_logger
 from enclavekit_core.streams import Listener
 
 from enclavekit_pf_proxy.loop import Loop
+from enclavekit_pf_proxy.plan import DnsPlan
 from enclavekit_pf_proxy.policy.gate import Gate
 from enclavekit_pf_proxy.resolver.cache import AnswerCache
 from enclavekit_pf_proxy.resolver.upstream import MAX_MESSAGE_BYTES, Upstreams
@@ -37,15 +38,6 @@ MAX_PER_ROUND = 64  # datagrams, then others get their turn
 MAX_QUERY_BYTES = 4096  # of a datagram or a stream's message: a question is below 300
 
 Reply = Callable[[bytes], None]
-
-
-@dataclass(frozen=True, slots=True)
-class DnsPlan:
-    listen: TcpAddress
-    """UDP and TCP."""
-    upstreams: Sequence[Address]
-    timeout_s: float = 3.0
-    """Of each upstream."""
 
 
 @dataclass(slots=True)

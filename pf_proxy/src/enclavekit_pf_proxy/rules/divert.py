@@ -110,6 +110,8 @@ class RuleSet:
     """Of the table, and what chains' names begin with; another for each proxy of one network namespace."""
     dns: TcpAddress | None = None
     """A resolver that gets whatever is sent to port 53."""
+    spares_own: bool = True
+    """Leave alone what has OWN_MARK. False where nothing sets it: kernels and proxies then need not know of marks."""
 
     @property
     def mark(self) -> int:

@@ -17,7 +17,7 @@ TABLES = ("nat", "mangle")
 HOOKS = {Origin.OUTPUT: "OUTPUT", Origin.PREROUTING: "PREROUTING"}
 CHAIN = re.compile(r":(\S+) ")
 DNS_PORT = 53
-OWN = f"-m mark --mark {OWN_MARK:#x} -j RETURN"
+OWN = f"-m mark --mark {OWN_MARK:#x} -j RETURN"  # of xt_mark, which AWS's stock kernel does not have
 
 
 def render_rules(rules: RuleSet, version: int, saved: Mapping[str, str]) -> str:
@@ -66,7 +66,7 @@ def _nat(rules: RuleSet, version: int) -> Chains:
         diverts = rules.of(version, Method.REDIRECT, origin)
         if not diverts and not dns:
             continue
-        main = chains[f"{rules.name}_{origin.value}"] = [OWN]
+        main = chains[f"{rules.name}_{origin.value}"] = _head(rules)
         if dns and rules.dns is not None:
             target = f"-j REDIRECT --to-ports {rules.dns.port}"
             main += [f"-p {protocol} --dport {DNS_PORT} {target}" for protocol in ("udp", "tcp")]
@@ -76,19 +76,23 @@ def _nat(rules: RuleSet, version: int) -> Chains:
     return chains
 
 
+def _head(rules: RuleSet) -> list[str]:
+    return [OWN] if rules.spares_own else []
+
+
 def _mangle(rules: RuleSet, version: int) -> Chains:
     chains: Chains = {}
     output = rules.of(version, Method.TPROXY, Origin.OUTPUT)
     foreign = rules.of(version, Method.TPROXY, Origin.PREROUTING)
     mark = f"{rules.mark:#x}"
     if output:
-        main = chains[f"{rules.name}_output"] = [OWN]
+        main = chains[f"{rules.name}_output"] = _head(rules)
         if rules.diverts_dns(version):
             main += [f"-p {protocol} --dport {DNS_PORT} -j RETURN" for protocol in ("udp", "tcp")]
         for number, divert in enumerate(output):
             _add(chains, main, f"{rules.name}_out{number}", divert, version, [f"-j MARK --set-mark {mark}"])
     if output or foreign:
-        main = chains[f"{rules.name}_prerouting"] = [OWN]
+        main = chains[f"{rules.name}_prerouting"] = _head(rules)
         for number, divert in enumerate(output):
             condition = f"-i lo -m mark --mark {mark} "
             _add(chains, main, f"{rules.name}_in{number}", divert, version, [_tproxy(divert, mark)], condition)

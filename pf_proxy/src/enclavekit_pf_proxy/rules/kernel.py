@@ -63,6 +63,8 @@ def choose_backend(wanted: Backend) -> Backend:
     if wanted is Backend.NFT:
         raise InputError("find program", "nft", "it is not installed")
     if _iptables_program("restore", 4) is None:
+        if _find("nft") and wanted is Backend.AUTO:
+            raise InputError("find program", "iptables-restore", "it is not installed, and the kernel has no nf_tables")
         raise InputError("find program", "nft or iptables-restore", "neither is installed")
     return Backend.IPTABLES
 
@@ -151,7 +153,7 @@ def _iptables_program(verb: str, version: int) -> str | None:
     """Return the program; where there are two, not the one that speaks nf_tables to a kernel without."""
     plain = _iptables_name(verb, version)
     legacy = plain.replace(f"-{verb}", f"-legacy-{verb}")
-    return (None if has_nf_tables() else _find(legacy)) or _find(plain)
+    return _first(plain, legacy) if has_nf_tables() else _first(legacy, plain)
 
 
 def _need_iptables(verb: str, version: int) -> str:
@@ -175,6 +177,10 @@ def _run(argv: Sequence[str], script: str, verb: str, name: str) -> None:
         raise RulesError(verb, name, f"{argv[0]}: {describe_cause(exc)}") from exc
     if done.returncode:
         raise RulesError(verb, name, cause_of(done.stderr))
+
+
+def _first(*programs: str) -> str | None:
+    return next((found for program in programs if (found := _find(program))), None)
 
 
 def _find(program: str) -> str | None:

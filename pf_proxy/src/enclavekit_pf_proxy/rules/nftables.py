@@ -43,21 +43,23 @@ def _chains(rules: RuleSet, version: int) -> Iterator[str]:
     for origin in Origin:
         lines = list(_redirects(rules, version, origin))
         if lines:
-            yield _chain(f"redirect_{origin.value}", "nat", origin.value, NAT_PRIORITY, lines)
+            yield _chain(rules, f"redirect_{origin.value}", "nat", origin.value, NAT_PRIORITY, lines)
     marked = rules.of(version, Method.TPROXY, Origin.OUTPUT)
     if marked:
         lines = [f"meta l4proto {{ tcp, udp }} th dport {DNS_PORT} return"] if rules.diverts_dns(version) else []
         lines += [f"{_match(divert, version)} meta mark set {rules.mark:#010x}" for divert in marked]
-        yield _chain("mark_output", "route", "output", MANGLE_PRIORITY, lines)
+        yield _chain(rules, "mark_output", "route", "output", MANGLE_PRIORITY, lines)
     foreign = rules.of(version, Method.TPROXY, Origin.PREROUTING)
     lines = [f'iifname "lo" meta mark {rules.mark:#010x} {_take(divert, version)}' for divert in marked]
     lines += [f'iifname != "lo" {_take(divert, version, rules.mark)}' for divert in foreign]
     if lines:
-        yield _chain("tproxy_prerouting", "filter", "prerouting", MANGLE_PRIORITY, lines)
+        yield _chain(rules, "tproxy_prerouting", "filter", "prerouting", MANGLE_PRIORITY, lines)
 
 
-def _chain(name: str, kind: str, hook: str, priority: int, lines: Sequence[str]) -> str:
-    head = [f"type {kind} hook {hook} priority {priority}; policy accept;", f"meta mark {OWN_MARK:#010x} return"]
+def _chain(rules: RuleSet, name: str, kind: str, hook: str, priority: int, lines: Sequence[str]) -> str:
+    head = [f"type {kind} hook {hook} priority {priority}; policy accept;"]
+    if rules.spares_own:
+        head.append(f"meta mark {OWN_MARK:#010x} return")
     return "\n".join((f"  chain {name} {{", *(f"    {line}" for line in (*head, *lines)), "  }"))
 
 

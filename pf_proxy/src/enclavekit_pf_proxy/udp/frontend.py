@@ -78,7 +78,7 @@ class DatagramFrontend(Frontend):
         session = self._sessions.get(key)
         if session is not None:
             # it came in before the session had its socket
-            session.inject(encode_datagram(arrival.data), MAX_WAITING_BYTES)
+            session.inject(arrival.data, MAX_WAITING_BYTES)
         elif self._refused.get(key, 0.0) > now or not self._make_room(arrival.client.host, now):
             self.totals.dropped += 1
         else:

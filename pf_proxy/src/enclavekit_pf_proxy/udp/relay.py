@@ -18,10 +18,11 @@ from enclavekit_core.errors import RemoteProtocolError
 from enclavekit_pf_proxy.limits import Limits
 from enclavekit_pf_proxy.relay import ENDING
 from enclavekit_pf_proxy.sockets import close_socket
-from enclavekit_pf_proxy.wire.datagrams import DatagramDecoder, encode_length
+from enclavekit_pf_proxy.wire.datagrams import DatagramDecoder, encode_datagram, encode_length
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.loop import Loop
+    from enclavekit_pf_proxy.passage import CheckDatagram
     from enclavekit_pf_proxy.relay import Owner
 
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
@@ -45,7 +46,7 @@ class DatagramRelay:
     """A task of the loop. Owns two connected, non-blocking sockets, one a stream, and closes them."""
 
     __slots__ = ("_datagrams", "_decoder", "_draining", "_first", "_held", "_limits", "_loop", "_owner", "_pending",
-                 "_stream", "_stream_ending", "_stream_side", "_writable", "closed", "dropped", "flows",
+                 "_stream", "_stream_ending", "_stream_side", "_writable", "check", "closed", "dropped", "flows",
                  "last_activity", "sockets")  # fmt: skip
 
     def __init__(
@@ -70,6 +71,8 @@ class DatagramRelay:
         self.last_activity = 0.0
         """When bytes moved last, in the loop's clock."""
         self.closed = False
+        self.check: CheckDatagram | None = None
+        """Says which of the client's datagrams may go on."""
         self.dropped = 0
         """Datagrams that were lost here: too long, or not taken."""
         self.flows = (Count(), Count())
@@ -90,16 +93,21 @@ class DatagramRelay:
         self._plan_idle()
         self._loop.enqueue(self)
 
-    def inject(self, framed: bytes, max_bytes: int) -> None:
+    def inject(self, datagram: bytes, max_bytes: int) -> None:
         """Send a datagram that came in elsewhere; lost if `max_bytes` wait already."""
         if self.closed:
             return
+        allowed = (datagram,) if self.check is None else self.check(datagram)
+        if allowed is None:
+            self.close(reset=False)
+            return
+        framed = b"".join(map(encode_datagram, allowed))
         if not self._held:
             self._write([framed])
         elif len(self._held) + len(framed) <= max_bytes:
             self._held += framed  # behind those before it
         else:
-            self.dropped += 1
+            self.dropped += len(allowed)
 
     def drain(self) -> None:
         """End as soon as nothing has moved for a moment."""
@@ -231,7 +239,15 @@ class DatagramRelay:
                 self.dropped += 1
                 continue
             flow.total += len(datagram)
-            pieces += (encode_length(len(datagram)), datagram)
+            if self.check is None:
+                pieces += (encode_length(len(datagram)), datagram)
+                continue
+            allowed = self.check(datagram)
+            if allowed is None:
+                self.close(reset=False)
+                return [], False
+            for one in allowed:
+                pieces += (encode_length(len(one)), one)
         return pieces, True
 
     def _write(self, pieces: list[bytes]) -> None:

@@ -28,6 +28,8 @@ class WriteOptions:
     delta: bool = False
     resume: bool = False
     unsafe_links: bool = False
+    directory_only: bool = False
+    """The root has to be a directory: the target was named like one."""
 
 
 class TargetTree:
@@ -64,6 +66,8 @@ class TargetTree:
         if not path:
             if not self._name:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if self._options.directory_only:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             return self._directory, self._name
         if self._tree is None:
             raise RemoteProtocolError("cannot copy: what is in a tree came before it")
@@ -115,7 +119,7 @@ class TargetTree:
         if not entry.path and not self._name:
             self._tree = Directories(os.dup(self._directory))
             return
-        directory, name = self.locate(entry.path)
+        directory, name = self.locate(entry.path) if entry.path else (self._directory, self._name)
         try:
             os.mkdir(name, 0o700, dir_fd=directory)
             self._made.add(entry.path)

@@ -47,7 +47,7 @@ def add_copy_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="only files that match: a name, or with / a path; repeatable",
+        help="only what matches, a directory with all in it: a name, or with / a path; repeatable",
     )
     what.add_argument(
         "--exclude", action="append", default=[], metavar="PATTERN", help="leave out what matches; repeatable"
@@ -66,7 +66,7 @@ def add_copy_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     source, target = split_place(args.source), split_place(args.target)
     if (source is None) == (target is None):
-        raise ConfigError("cp", "", "exactly one side must be ENCLAVE:PATH")
+        raise ConfigError("cp", "", "exactly one side must be ENCLAVE:/PATH, from the root there")
     if target is not None:
         enclave, path = target
         return copy(args, enclave, args.source, path, into=True)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     request = ExecRequest(
         argv=args.argv,
         stdin=args.interactive,
-        environment=parse_environment(args.env),
+        environment=parse_environment(args.env, args.env_file, os.environ),
         directory=args.workdir,
         user=args.user,
         timeout_s=args.timeout,

@@ -21,7 +21,8 @@ HELP = "forward connections to and from sockets in an enclave"
 USAGE = "pipeline forward [flags] [-L LISTEN=TARGET] ... [-R LISTEN=TARGET] ... ENCLAVE"
 EPILOG = """\
 LISTEN and TARGET are PORT, HOST:PORT (tcp:// in front if you like) or unix:PATH. A PORT alone is of 127.0.0.1; port 0
-is any free one. Paths in the enclave are the app's, and with --system the framework's.
+is any free one. ssh's [BIND:]PORT:HOST:PORT is taken, too. Paths in the enclave are the app's, and with --system the
+framework's.
 One line for each forward says what listens; it goes on until INT or TERM, or until the enclave is gone (exit code 3).
 
 examples (with PIPELINE_EIF and PIPELINE_IDENTITY set):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import ConfigError
 
+from enclavekit_pipeline import __version__
+
 CONFIG_FLAGS = ("-c", "--config")
 LEGACY_FLAG = "--insecure-legacy-slc"
 ENCLAVE_ARGUMENTS = ("cid", "enclave")  # what subcommands call whom they enter
@@ -23,6 +25,7 @@ class General:
 
 def add_general_flags(parser: argparse.ArgumentParser) -> None:
     """Put them into the help; `take_general` is what reads them."""
+    parser.add_argument("-V", "--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument(*CONFIG_FLAGS, metavar="FILE", help="YAML of the Rust framework: its cid and port are defaults")
     parser.add_argument(
         LEGACY_FLAG,

@@ -35,5 +35,5 @@ def check_job(text: str) -> str:
     from enclavekit_pipeline.wire.job_messages import JOB_ID
 
     if not JOB_ID.fullmatch(text):
-        raise ConfigError("a job", "", f"{text!r} is not one: they are called j1, j2 and so on")
+        raise ConfigError(repr(text), "", "it is no job: they are called j1, j2 and so on")
     return text

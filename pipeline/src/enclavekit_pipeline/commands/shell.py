@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from enclavekit_pipeline.wire.exec_messages import ShellRequest
 
     request = ShellRequest(
-        environment=parse_environment(args.env),
+        environment=parse_environment(args.env, args.env_file, os.environ),
         directory=args.workdir,
         user=args.user,
         system=args.system,

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from enclavekit_core.address import MAX_U32, VsockAddress
-from enclavekit_core.errors import ConfigError
+from enclavekit_core.errors import ConfigError, describe_cause
 
 if TYPE_CHECKING:
     from enclavekit_pipeline.host.client import Target
@@ -53,7 +54,14 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
 def add_surrounding_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of what runs a command: where, as whom, within what limits."""
     parser.add_argument(
-        "-e", "--env", action="append", default=[], metavar="K=V", help="set in its environment; repeatable"
+        *("-e", "--env"),
+        action="append",
+        default=[],
+        metavar="K[=V]",
+        help="set in its environment, without =V to what it is in ours (nobody sees it in ps); repeatable",
+    )
+    parser.add_argument(
+        "--env-file", action="append", default=[], metavar="FILE", help="the same from a file, one a line; repeatable"
     )
     parser.add_argument("-w", "--workdir", metavar="DIR", help="working directory (default: /)")
     parser.add_argument("-u", "--user", metavar="USER", help="name or uid, with :group if wanted (default: root)")
@@ -66,15 +74,37 @@ def add_surrounding_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_environment(settings: list[str]) -> dict[str, str]:
-    """Raises ConfigError."""
-    environment = {}
-    for setting in settings:
+def parse_environment(settings: list[str], files: list[str], ours: Mapping[str, str]) -> dict[str, str]:
+    """Return what -e and --env-file say, the former last, as with docker. Raises ConfigError.
+
+    Args:
+        ours: where a name without a value gets it from; one that is not set there is left out.
+    """
+    environment: dict[str, str] = {}
+    for source, setting in [*_settings_in(files), *(("--env", setting) for setting in settings)]:
         name, separator, value = setting.partition("=")
-        if not name or not separator:
-            raise ConfigError("--env", "", f"{setting!r} is not K=V")
-        environment[name] = value
+        if not name:
+            raise ConfigError(source, "", f"{setting!r} is neither K=V nor K")
+        if separator:
+            environment[name] = value
+        elif name in ours:
+            environment[name] = ours[name]
     return environment
+
+
+def _settings_in(files: list[str]) -> Iterator[tuple[str, str]]:
+    """Return (file, setting) of each line that is neither empty nor a comment."""
+    for path in files:
+        try:
+            with open(path, encoding="utf-8") as file:
+                lines = file.read().splitlines()
+        except UnicodeDecodeError as exc:
+            raise ConfigError(path, "", "it is not UTF-8") from exc
+        except OSError as exc:
+            raise ConfigError(path, "", describe_cause(exc)) from exc
+        for line in lines:
+            if line.strip() and not line.lstrip().startswith("#"):
+                yield path, line.lstrip()
 
 
 def parse_limits(settings: list[str]) -> dict[str, int]:

@@ -15,8 +15,8 @@ reading the file.
         environment: [LANG, "APP_*"]            # names that -e may set; absent: any
         landlock: {read: [/], write: [/data]}   # what commands may read and run, and what they may write
         seccomp: default                        # or no-network: system calls that commands may not make
-        forward: ["tcp://127.0.0.1:8443"]       # of dial; absent: any address
-        reverse: ["unix:///run/in.sock"]        # of listen-remote; absent: any address
+        forward: ["tcp://127.0.0.1:8443"]       # of dial; absent: any address, with `user` any TCP
+        reverse: ["unix:///run/in.sock"]        # of listen-remote; absent: the same
         system: false                           # may act on the framework's root as well
         sessions: 4                             # connections at once; absent: as many as there is room for
         memory_max: 512M                        # of all that it runs together, in all its sessions, jobs too; with user
@@ -32,7 +32,7 @@ import hmac
 import posixpath
 
 from enclavekit_attestation.caller import check_proof, key_of_client
-from enclavekit_core.address import TcpAddress, parse_listed_address
+from enclavekit_core.address import TcpAddress, UnixAddress, parse_listed_address
 from enclavekit_core.cgroups import Limits
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError, VerificationError
@@ -230,10 +230,22 @@ def check_path(grant: Grant, verb: str, path: str) -> None:
     raise Refused(f"{grant.name} may not {'write' if verb == 'cp-in' else 'read'} there")
 
 
+def check_comparison(grant: Grant, path: str) -> None:
+    """Raises Refused unless the client may read what it would copy over: --delta tells it that by digests, and of what
+    is short or likely those are as good as the content.
+    """
+    if "cp-out" not in grant.allow:
+        raise Refused(f"{grant.name} may not cp-out: not with --delta, which tells what is there")
+    check_path(grant, "cp-out", path)
+
+
 def check_forward(grant: Grant, request: DialRequest | ListenRequest, address: ForwardAddress) -> None:
     """Raises Refused if `address`, a path in it absolute in the root and without links, is not granted."""
     dials = isinstance(request, DialRequest)
     granted = grant.forward if dials else grant.reverse
+    if granted is None and grant.user is not None and isinstance(address, UnixAddress):
+        # it is the listener that connects and binds, and whoever asks its socket for its peer is told root
+        raise Refused(f"{grant.name} acts as {grant.user}: a Unix socket has to be in its list")
     if granted is not None and str(address) not in granted:
         raise Refused(f"{grant.name} may not {'connect' if dials else 'listen'} there")
 

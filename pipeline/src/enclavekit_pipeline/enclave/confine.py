@@ -90,7 +90,6 @@ def confinement(
         if root.path != "/":
             todo.add_with("enter its root", "enter", root.descriptor)
             todo.add("enter its root", "chroot", ".")
-        todo.add(f"enter {directory}", "chdir", directory)
         if request.terminal is not None:
             todo.add("take its terminal", "terminal")
         for name, value in request.limits.items():
@@ -101,6 +100,8 @@ def confinement(
             todo.add("become the user", "groups", account.gid)
             todo.add("become the user", "group", account.gid)
             todo.add("become the user", "user", account.uid)
+        # as that user: what is below a directory that is closed to it is not its to enter, nor to know of
+        todo.add(f"enter {directory}", "chdir", directory)
         # after the change of user, which clears it
         todo.add("be tied to the listener", "die-with", os.getpid())
         if grant.landlock is not None or grant.seccomp is not None or groups or not grant.system:

@@ -35,7 +35,7 @@ LANDLOCK_RESTRICT_SELF = 446
 STANDARD, REPORT = (0, 1, 2), 3  # the first descriptors of an order; what follows is for its steps
 MAX_DESCRIPTORS = 16  # the first four, a group for each of three controllers, a root, a set of rules
 MAX_ORDER_BYTES = 256 * 1024  # a request has 64 KiB, and PATH is tried word by word
-MAX_SIGNAL = 64
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the listener's affair, not ours
 CANNOT_START = 127
 
 Step = tuple[str, str, Any]
@@ -104,8 +104,11 @@ TAKES_DESCRIPTOR = frozenset({"join", "enter", "landlock"})
 
 def shed() -> None:
     """Leave nothing that a command would inherit of this process: signals that are ignored or blocked, descriptors."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, _do_nothing)  # not ignored, since exec(2) gives back its default to what is caught only
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        # Python ignores some, and whoever started us may have ignored any: a shell does so with INT and QUIT of what it
+        # runs in the background
+        if number in STOPPING or signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, _do_nothing)  # exec(2) gives back its default to what is caught only
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for opened in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

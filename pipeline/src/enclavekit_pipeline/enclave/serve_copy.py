@@ -6,19 +6,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import posixpath
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeVar
 
 from enclavekit_core.errors import RemoteProtocolError
 
-from enclavekit_pipeline.channel.file_user import reaching_files_as
+from enclavekit_pipeline.channel.file_user import reaching_files_as, without_capabilities
 from enclavekit_pipeline.channel.mux import Stream
 from enclavekit_pipeline.channel.tree_directories import OPEN_DIRECTORY, copy_error
 from enclavekit_pipeline.channel.tree_sink import TreeSink, WriteOptions
 from enclavekit_pipeline.channel.tree_source import ReadOptions, TreeSource
 from enclavekit_pipeline.channel.tree_transfer import InThread, receive_tree, send_tree
-from enclavekit_pipeline.enclave.clients import Grant, check_path
+from enclavekit_pipeline.enclave.clients import Grant, check_comparison, check_path
+from enclavekit_pipeline.enclave.confine import DROPPED_CAPABILITIES
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.workplace import Workplace
 from enclavekit_pipeline.wire.copy_messages import CopyInRequest, CopyOutRequest, Done
@@ -80,20 +82,26 @@ async def serve_copy_out(request: CopyOutRequest, grant: Grant, stream: Stream, 
 
 
 def files_thread(request: CopyInRequest | CopyOutRequest, grant: Grant, place: Workplace) -> InThread:
-    """Return what runs a function in a thread: as the user of the client's entry, if it names one.
+    """Return what runs a function in a thread: as the user of the client's entry, if it names one, and unless it may
+    act on the system, with no more privileges than a command of it has.
 
     Raises: InputError if there is no such user.
     """
-    if grant.user is None:
+    if grant.user is None and grant.system:
         return place.in_thread
-    uid, gid, _ = place.root_of(request).find_user(grant.user)
+    account = None if grant.user is None else place.root_of(request).find_user(grant.user)
 
-    def as_user(function: Callable[..., object], *args: object) -> object:
-        with reaching_files_as(uid, gid):
+    def as_client(function: Callable[..., object], *args: object) -> object:
+        with contextlib.ExitStack() as stack:
+            if not grant.system:
+                # root without them still reads and writes every file of the app, but not /proc of the framework
+                stack.enter_context(without_capabilities(DROPPED_CAPABILITIES))
+            if account is not None:
+                stack.enter_context(reaching_files_as(*account[:2]))
             return function(*args)
 
     async def in_thread(function: Callable[..., object], *args: object) -> object:
-        return await place.in_thread(as_user, function, *args)
+        return await place.in_thread(as_client, function, *args)
 
     return in_thread
 
@@ -127,17 +135,20 @@ def open_target(root: Root, request: CopyInRequest, grant: Grant) -> tuple[int, 
     Raises: OSError, or Refused once it is known where the path leads.
     """
     path, name = os.fsdecode(request.target), os.fsdecode(request.base_name)
+    with refused_before_told(grant, "cp-in", path):
+        try:
+            directory = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            parent, _, last = (path if name else path.rstrip("/")).rpartition("/")
+            if not last or last in (".", ".."):
+                raise
+            name = last
+            directory = open_parent(root, parent or "/", grant, make=request.parents)
     try:
-        directory = root.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except (FileNotFoundError, NotADirectoryError):
-        parent, _, last = (path if name else path.rstrip("/")).rpartition("/")
-        if not last or last in (".", ".."):
-            raise
-        name = last
-        directory = open_parent(root, parent or "/", grant, make=request.parents)
-    try:
-        where = f"{root.name_of(directory).rstrip('/')}/{name}"
-        check_path(grant, "cp-in", where.rstrip("/") or "/")
+        where = f"{root.name_of(directory).rstrip('/')}/{name}".rstrip("/") or "/"
+        check_path(grant, "cp-in", where)
+        if request.delta:
+            check_comparison(grant, where)
         return directory, name
     except BaseException:
         os.close(directory)
@@ -172,14 +183,24 @@ def open_parent(root: Root, path: str, grant: Grant, *, make: bool) -> int:
 
 def open_source(root: Root, path: str, grant: Grant) -> int:
     """Return a descriptor of a file or directory. Raises OSError, or Refused once it is known where the path leads."""
-    # O_NONBLOCK: opening a FIFO must not hang us; it is refused below
-    descriptor = root.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    # only looked at: to open a device or a FIFO does something to it, and to who waits at its other end
+    with refused_before_told(grant, "cp-out", path):
+        found = root.open(path, os.O_PATH)
     try:
-        check_path(grant, "cp-out", root.name_of(descriptor))
-        mode = os.fstat(descriptor).st_mode
+        check_path(grant, "cp-out", root.name_of(found))
+        mode = os.fstat(found).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise OSError(errno.EINVAL, "it is neither a file nor a directory", path)
-        return descriptor
-    except BaseException:
-        os.close(descriptor)
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(found)
+
+
+@contextlib.contextmanager
+def refused_before_told(grant: Grant, verb: str, path: str) -> Iterator[None]:
+    """Raises Refused instead of OSError where the client may not go: what is not there is not told either."""
+    try:
+        yield
+    except OSError:
+        check_path(grant, verb, posixpath.normpath(path))
         raise

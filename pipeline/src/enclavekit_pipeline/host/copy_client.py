@@ -50,8 +50,8 @@ class CopyOptions:
         selection = Selection(self.include, self.exclude)
         return ReadOptions(self.archive, self.unsafe_links, self.delta, self.resume, selection)
 
-    def writing(self) -> WriteOptions:
-        return WriteOptions(KEPT_MODE, self.archive, self.delta, self.resume, self.unsafe_links)
+    def writing(self, *, directory_only: bool = False) -> WriteOptions:
+        return WriteOptions(KEPT_MODE, self.archive, self.delta, self.resume, self.unsafe_links, directory_only)
 
 
 KEEP_ALL_BUT_OWNERS = CopyOptions()
@@ -69,7 +69,7 @@ async def copy_in(
     is_stdin = local == STANDARD_STREAM
     source = StdinSource() if is_stdin else await in_thread(open_source, local, options)
     try:
-        encoding, (path, name) = encode_name(os.fsencode(remote), name_of_source(local, remote))
+        encoding, (path, name) = encode_name(*names_in_enclave(local, remote))
         request = CopyInRequest(
             path=path,
             name=name,
@@ -168,11 +168,13 @@ def means_content(path: str) -> bool:
     return path == "." or path.endswith("/.")
 
 
-def name_of_source(local: str, remote: str) -> bytes:
-    """Return the name that the copy gets if `remote` is a directory; empty if it is to be that directory."""
+def names_in_enclave(local: str, remote: str) -> tuple[bytes, bytes]:
+    """Return the target, and the name that the copy gets if that is a directory; empty if it is to be that one."""
     if local == STANDARD_STREAM:
-        return os.fsencode(os.path.basename(remote) or "stdin")
-    return b"" if means_content(local) else os.fsencode(os.path.basename(os.path.abspath(local)))
+        return os.fsencode(remote), os.fsencode(os.path.basename(remote) or "stdin")
+    if os.path.isdir(local):
+        remote = remote.rstrip("/") or "/"  # NEW/ for a directory that is not there yet, as with cp
+    return os.fsencode(remote), b"" if means_content(local) else os.fsencode(os.path.basename(os.path.abspath(local)))
 
 
 def open_destination(path: str, remote: str, options: CopyOptions) -> TreeSink:
@@ -195,9 +197,10 @@ def open_destination(path: str, remote: str, options: CopyOptions) -> TreeSink:
         descriptor = os.open(directory or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
         raise copy_error(path, b"", exc) from exc
-    return TreeSink(
-        descriptor, os.fsencode(name), os.path.join(path, name) if into and name else path, options.writing()
-    )
+    label = os.path.join(path, name) if into and name else path
+    # DIR/ that is not there: a tree may become it, a file may not become DIR
+    writing = options.writing(directory_only=not into and path.endswith("/"))
+    return TreeSink(descriptor, os.fsencode(name), label, writing)
 
 
 async def in_thread(function: Callable[..., Result], *args: object) -> Result:

@@ -17,6 +17,7 @@ from enclavekit_pipeline.wire.tree_records import LeftOut, Why
 RATE_WINDOW_S = 5.0  # the rate is that of the last seconds, not since a start that may be long ago
 SAMPLE_S = 0.1
 BAR_COLUMNS = 24
+DEFAULT_COLUMNS = 80  # of a terminal that does not say
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 REASONS = {
     Why.SPECIAL: "neither file, directory nor link",
@@ -120,7 +121,7 @@ class BarDisplay(Display):
 
     def draw(self, meter: Meter, entries: int, now: float) -> None:
         # one column stays free: some terminals wrap as soon as the last one is written
-        columns = os.get_terminal_size(self.out.fileno()).columns - 1
+        columns = (os.get_terminal_size(self.out.fileno()).columns or DEFAULT_COLUMNS) - 1
         self.out.write("\r" + render_bar(meter, entries, now)[:columns].ljust(columns))
         self.out.flush()
         self._shown = True

@@ -6,6 +6,7 @@ directory, which paths on this side are relative to.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 from enclavekit_core.address import TcpAddress, UnixAddress, parse_address
@@ -14,6 +15,8 @@ from enclavekit_core.errors import ConfigError
 from enclavekit_pipeline.wire.forward_messages import ForwardAddress
 
 LOOPBACK = "127.0.0.1"
+# what ssh takes: [BIND:]PORT:HOST:PORT, IPv6 in brackets
+SSH_RULE = re.compile(r"(?:(\[[^]]+\]|[^][:=]+):)?(\d+):(\[[^]]+\]|[^][:=]+):(\d+)", re.ASCII)
 UNIX = "unix:"
 
 
@@ -28,11 +31,15 @@ class Forward:
 
 
 def parse_forward(text: str, *, reverse: bool) -> Forward:
-    """Return what `[BIND:]PORT|unix:PATH=TARGET` says. Raises ConfigError."""
+    """Return what `[BIND:]PORT|unix:PATH=TARGET` says, or ssh's `[BIND:]PORT:HOST:PORT`. Raises ConfigError."""
     flag = "-R" if reverse else "-L"
-    listen, separator, target = text.partition("=")
-    if not separator or not listen or not target:
-        raise ConfigError(flag, "", f"{text!r} is not LISTEN=TARGET")
+    if found := SSH_RULE.fullmatch(text):
+        bind, port, host, target_port = found.groups()
+        listen, target = f"{bind}:{port}" if bind else port, f"{host}:{target_port}"
+    else:
+        listen, _, target = text.partition("=")
+    if not listen or not target:
+        raise ConfigError(flag, "", f"{text!r} is neither LISTEN=TARGET, say 8443=8443, nor PORT:HOST:PORT")
     return Forward(
         listen=parse_end(listen, flag, here=not reverse, listens=True),
         target=parse_end(target, flag, here=reverse, listens=False),

@@ -83,7 +83,7 @@ class CopyOutRequest(Message, frozen=True, tag="cp-out", tag_field="verb"):
 class Done(Message, frozen=True):
     """All of a copy is there; the other side compares."""
 
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     """Over the records that describe entries and end files, which hold the digests of the contents."""
     size: Size
     """Bytes of all contents, whether they had to travel or not."""

@@ -26,7 +26,7 @@ class WindowSize(Message, frozen=True):
 class Terminal(WindowSize, frozen=True):
     """The command gets a terminal of its own."""
 
-    term: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._+-]{1,64}$")] = "dumb"
+    term: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._+-]{1,64}\Z")] = "dumb"
     """Becomes TERM."""
 
 

@@ -101,7 +101,8 @@ class ClientHandshake:
         if not OLDEST_VERSION <= accepted.version <= PROTOCOL_VERSION:
             raise self._fail(f"it chose version {accepted.version}, which was not offered")
         self.state = State.DONE
-        return accepted.name
+        # fit to be shown: an enclave that lies must not move the cursor of our terminal
+        return "".join(char if char.isprintable() else "?" for char in accepted.name)
 
     def _refuse_other(self, frame: Frame, wanted: Kind) -> None:
         if frame.kind is Kind.ERROR:

@@ -14,7 +14,7 @@ from enclavekit_pipeline.wire.messages import Message, Size, malformed
 MAX_SIGNAL = 64  # SIGRTMAX
 MAX_PID = 2**22  # PID_MAX_LIMIT
 MAX_NAME_CHARS = 256  # of a command in a list; far more is no name
-JOB_ID = re.compile("^j[1-9][0-9]{0,8}$")
+JOB_ID = re.compile(r"^j[1-9][0-9]{0,8}\Z")  # not $, which a newline may follow
 JobId = Annotated[str, msgspec.Meta(pattern=JOB_ID.pattern)]
 Pid = Annotated[int, msgspec.Meta(ge=1, le=MAX_PID)]
 SignalNumber = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIGNAL)]

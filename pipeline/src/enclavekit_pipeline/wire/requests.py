@@ -13,6 +13,7 @@ from enclavekit_pipeline.wire.messages import decode_payload
 JobRequest = JobsRequest | LogsRequest | AttachRequest | KillRequest | PsRequest
 ForwardRequest = DialRequest | ListenRequest
 Request = ExecRequest | ShellRequest | JobRequest | CopyInRequest | CopyOutRequest | ForwardRequest | InfoRequest
+MAX_LOGGED_CHARS = 512  # of what a request is about
 
 
 def decode_request(data: bytes) -> Request:
@@ -23,10 +24,14 @@ def decode_request(data: bytes) -> Request:
 
 
 def target_of(request: Request) -> str:
-    """Return what logs say the request is about: argv[0] only, what follows may be a secret."""
+    """Return what logs say the request is about, not at any length: a caller must not fill them with one word."""
+    return _target_of(request)[:MAX_LOGGED_CHARS]
+
+
+def _target_of(request: Request) -> str:
     match request:
         case ExecRequest():
-            return request.argv[0]
+            return request.argv[0]  # what follows may be a secret
         case LogsRequest() | AttachRequest():
             return request.job
         case KillRequest():

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 
 class Selection:
-    """Without `include` all is in; with it only what matches one of it. What matches `exclude` is out, directories with
-    all that is in them.
+    """Without `include` all is in; with it only what matches one of it. What matches `exclude` is out. Either way a
+    directory stands for all that is in it.
 
     A pattern without `/` is compared with names, one with `/` with whole paths from the root of the copy. `*` and `?`
     stand for any characters, `/` too.
@@ -29,7 +29,13 @@ class Selection:
         return any(pattern.matches(path) for pattern in self._exclude)
 
     def includes(self, path: bytes) -> bool:
-        return not self._include or any(pattern.matches(path) for pattern in self._include)
+        if not self._include:
+            return True
+        while path:
+            if any(pattern.matches(path) for pattern in self._include):
+                return True
+            path = path.rpartition(b"/")[0]
+        return False
 
 
 class _Pattern:

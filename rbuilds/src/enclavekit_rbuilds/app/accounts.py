@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import InputError, describe_cause
 
-from enclavekit_rbuilds.app.tree import AppTree, Content
+from enclavekit_rbuilds.app.inodes import Content
+from enclavekit_rbuilds.app.tree import AppTree
 
 MAX_ACCOUNTS_BYTES = 4 * 1024 * 1024  # of /etc/passwd and /etc/group; anything larger is no such file
 MAX_ID = 0xFFFFFFFE

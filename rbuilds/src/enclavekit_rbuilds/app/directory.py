@@ -12,8 +12,9 @@ import stat
 
 from enclavekit_core.errors import InputError, describe_cause
 
+from enclavekit_rbuilds.app.inodes import Content, Inode, TreeError
 from enclavekit_rbuilds.app.layers import CAPABILITY, IGNORED_XATTRS, Losses
-from enclavekit_rbuilds.app.tree import AppTree, Content, Inode, Node, TreeError
+from enclavekit_rbuilds.app.tree import AppTree, Node
 from enclavekit_rbuilds.base.progress import Progress
 
 SKIPPED_SOCKETS = "sockets are left out, an image cannot hold one"

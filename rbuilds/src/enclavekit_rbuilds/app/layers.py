@@ -30,7 +30,8 @@ from enclavekit_rbuilds.app.blobs import (
     Place,
     uncompressed,
 )
-from enclavekit_rbuilds.app.tree import AppTree, Content, Inode, TreeError, split_path
+from enclavekit_rbuilds.app.inodes import Content, Inode, TreeError
+from enclavekit_rbuilds.app.tree import AppTree, split_path
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"

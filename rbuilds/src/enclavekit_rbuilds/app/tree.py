@@ -4,21 +4,20 @@
 Paths come from archives that nobody vouches for. Every lookup happens inside the tree with the tree's own symbolic
 links, as a chroot would do it, so no path, `..` or absolute link can name anything outside.
 
-What a file is (mode, owner, where its bytes are) lies in arrays, one number per file, and a directory maps names to
-these numbers: some 200 bytes a file, so that a million of them fit beside the rest of a build in 300 MB. `Node` and
-`Inode` are made when somebody looks.
+What a file is lies in a table; a directory maps names to the numbers of files there. A `Node` is made when somebody
+looks.
 """
 
 from __future__ import annotations
 
 import heapq
 import stat
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-MAX_ENTRIES = 4_000_000  # the largest images have a tenth of it
+from enclavekit_rbuilds.app.inodes import Content, Inode, InodeTable, TreeError, directory
+
 MAX_LAYERS = 1024  # engines stop at 127
 MAX_LINKS_FOLLOWED = 40  # as Linux: MAXSYMLINKS
 MAX_PATH_BYTES = 4095  # PATH_MAX without its NUL
@@ -27,39 +26,6 @@ LAYER_BITS = 11  # of a directory's value; the rest is the number of the file
 LAYER_MASK = (1 << LAYER_BITS) - 1
 
 Path = tuple[bytes, ...]
-
-
-class TreeError(ValueError):
-    """An entry that cannot be placed; the message is the cause."""
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """Where the bytes of a regular file are: `size` of them from `offset` in the file `path`."""
-
-    path: bytes
-    """Empty: the file is at its own place below the tree's `base` directory."""
-    offset: int
-    size: int
-
-
-NO_CONTENT = Content(b"", 0, 0)
-
-
-@dataclass(slots=True)
-class Inode:
-    """What a name stands for."""
-
-    mode: int
-    """Type and permission bits as in st_mode."""
-    uid: int = 0
-    gid: int = 0
-    rdev: tuple[int, int] = (0, 0)
-    """Major and minor of a device node."""
-    content: Content | bytes = b""
-    """Of a regular file, where its bytes are; of a symbolic link, its target."""
-    capability: bytes = b""
-    """Of a regular file, its `security.capability` attribute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +40,11 @@ class Node:
 
     @property
     def inode(self) -> Inode:
-        return self.tree.inode(self.number, self.path)
+        return self.tree.files.get(self.number, self.path)
 
     @property
     def mode(self) -> int:
-        return self.tree.modes[self.number]
+        return self.tree.files.modes[self.number]
 
     @property
     def content(self) -> Content | None:
@@ -98,10 +64,6 @@ class Node:
     def children(self) -> list[bytes]:
         """Names in a directory, unordered; nothing for anything else."""
         return list(self.tree.directories.get(self.number, ()))
-
-
-def directory(permissions: int = 0o755) -> Inode:
-    return Inode(stat.S_IFDIR | permissions)
 
 
 def split_path(raw: bytes) -> Path:
@@ -127,14 +89,7 @@ class AppTree:
 
     def __init__(self, base: bytes = b"") -> None:
         """`base` is where contents without a path of their own lie, each at its own place."""
-        self.base = base
-        self.modes, self._uids, self._gids = array("I"), array("I"), array("I")
-        self._sources = array("I")  # index in _paths
-        self._offsets, self._sizes = array("Q"), array("Q")
-        self._paths: list[bytes] = []
-        self._path_index: dict[bytes, int] = {}
-        self._targets: dict[int, bytes] = {}
-        self._capabilities: dict[int, bytes] = {}
+        self.files = InodeTable(base)
         self._linked: set[int] = set()  # files with more than one name, at some time
         self.directories: dict[int, dict[bytes, int]] = {}
         self._new(directory())
@@ -142,20 +97,6 @@ class AppTree:
     @property
     def root(self) -> Node:
         return Node(self, 0, b"")
-
-    def inode(self, number: int, path: bytes) -> Inode:
-        """Return what is known of file `number`, one of whose names is `path`."""
-        mode = self.modes[number]
-        made = Inode(mode, self._uids[number], self._gids[number])
-        if stat.S_ISREG(mode):
-            source = self._paths[self._sources[number]] or self.base + b"/" + path
-            made.content = Content(source, self._offsets[number], self._sizes[number])
-            made.capability = self._capabilities.get(number, b"")
-        elif stat.S_ISLNK(mode):
-            made.content = self._targets[number]
-        else:
-            made.rdev = (self._offsets[number] >> 32, self._offsets[number] & 0xFFFFFFFF)
-        return made
 
     def place(self, path: Path, inode: Inode, layer: int = 0) -> int:
         """Put `inode` at `path`; missing parents become directories of root, symbolic links on the way are followed.
@@ -166,14 +107,14 @@ class AppTree:
         if not path:
             if not stat.S_ISDIR(inode.mode):
                 raise TreeError("it replaces the root directory")
-            self._set(0, inode)
+            self.files.replace(0, inode)
             return 0
         names = self.directories[self._parent_for(path, layer)]
         old = names.get(path[-1])
         if old is not None and old >> LAYER_BITS in self.directories:
             number = old >> LAYER_BITS
             if stat.S_ISDIR(inode.mode):
-                self._set(number, inode)
+                self.files.replace(number, inode)
                 names[path[-1]] = number << LAYER_BITS | layer
                 return number
             self._forget(number)
@@ -242,7 +183,7 @@ class AppTree:
             if value is None:
                 return None
             number = value >> LAYER_BITS
-            target = self._targets.get(number)
+            target = self.files.targets.get(number)
             if target is None:
                 trail.append((number, name))
                 continue
@@ -268,11 +209,11 @@ class AppTree:
 
     def has_larger(self, size: int) -> bool:
         """Say whether a file may have more than `size` bytes."""
-        return max(self._sizes) > size
+        return self.files.largest() > size
 
     def capabilities(self) -> Iterator[tuple[Node, bytes]]:
         """Yield each file with capabilities, once, and their value."""
-        pending = dict(self._capabilities)
+        pending = dict(self.files.capabilities)
         if pending:
             for node in self.walk():
                 if value := pending.pop(node.number, b""):
@@ -299,36 +240,10 @@ class AppTree:
             heapq.heappush(queue, (*first, siblings))
 
     def _new(self, inode: Inode) -> int:
-        number = len(self.modes)
-        if number > MAX_ENTRIES:
-            raise TreeError(f"there are more than {MAX_ENTRIES} entries")
-        for column in (self.modes, self._uids, self._gids, self._sources, self._offsets, self._sizes):
-            column.append(0)
+        number = self.files.add(inode)
         if stat.S_ISDIR(inode.mode):
             self.directories[number] = {}
-        self._set(number, inode)
         return number
-
-    def _set(self, number: int, inode: Inode) -> None:
-        self.modes[number], self._uids[number], self._gids[number] = inode.mode, inode.uid, inode.gid
-        if stat.S_ISREG(inode.mode):
-            content = inode.content if isinstance(inode.content, Content) else NO_CONTENT
-            self._sources[number] = self._index_of(content.path)
-            self._offsets[number], self._sizes[number] = content.offset, content.size
-        elif stat.S_ISLNK(inode.mode):
-            assert isinstance(inode.content, bytes), "a link has a target"
-            self._targets[number] = inode.content
-        else:
-            self._offsets[number] = inode.rdev[0] << 32 | inode.rdev[1]
-        if inode.capability:
-            self._capabilities[number] = inode.capability
-
-    def _index_of(self, path: bytes) -> int:
-        index = self._path_index.get(path)
-        if index is None:
-            index = self._path_index[path] = len(self._paths)
-            self._paths.append(path)
-        return index
 
     def _parent_for(self, path: Path, layer: int) -> int:
         here = 0
@@ -340,7 +255,7 @@ class AppTree:
                 names[name] = here << LAYER_BITS | layer
                 continue
             here = value >> LAYER_BITS
-            if here in self._targets:
+            if here in self.files.targets:
                 target = self.resolve(path[: depth + 1])
                 if target is None:
                     raise TreeError(f"{b'/'.join(path[: depth + 1])!r} is a link to nowhere")

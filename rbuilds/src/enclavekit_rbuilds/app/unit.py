@@ -16,7 +16,8 @@ from enclavekit_core.runtime_config import ENVIRONMENT_PATH
 
 from enclavekit_rbuilds.app.accounts import Account
 from enclavekit_rbuilds.app.image_config import DEFAULT_PATH, ImageConfig
-from enclavekit_rbuilds.app.tree import AppTree, Inode, Node, TreeError, directory, split_path
+from enclavekit_rbuilds.app.inodes import Inode, TreeError, directory
+from enclavekit_rbuilds.app.tree import AppTree, Node, split_path
 from enclavekit_rbuilds.manifest.control import SOCKET
 
 APP_ROOT = "/rootfs"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 from enclavekit_rbuilds.commands.origin_argument import add_origin
 
 HELP = "the enclave's own root: build, sizes, export, import"
-SERVICES = ("attestation", "files", "pipeline", "network", "egress")
+SERVICES = ("attestation", "files", "pipeline", "network", "egress", "egress-iptables", "quic")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--services", metavar="LIST", help="what it is to run (default: all; also none, network, egress)"
+        "--services",
+        metavar="LIST",
+        help="what it is to run (default: all; also none, network, egress, egress-iptables)",
     )
     parser.add_argument("--arch", choices=("x86_64", "aarch64"), default="x86_64", help="default: x86_64")
     add_origin(parser)

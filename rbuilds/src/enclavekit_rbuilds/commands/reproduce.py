@@ -16,7 +16,8 @@ from enclavekit_rbuilds.evidence.build_words import Recorder, words_of
 
 if TYPE_CHECKING:
     from enclavekit_rbuilds.build import BuildRequest
-    from enclavekit_rbuilds.evidence.reproduce import Outcome, Source
+    from enclavekit_rbuilds.evidence.reproduce import Outcome
+    from enclavekit_rbuilds.evidence.second_build import Source
 
 HELP = "build twice under changed conditions, compare the bytes, name what differs"
 EXIT_DIFFERS = 1
@@ -61,10 +62,9 @@ def run(args: argparse.Namespace) -> int:
 
     from enclavekit_rbuilds.base.progress import Progress
     from enclavekit_rbuilds.evidence.document import verify_document
+    from enclavekit_rbuilds.evidence.keep import keep_images, place_image
     from enclavekit_rbuilds.evidence.reproduce import (
         Reproduction,
-        keep_images,
-        place_image,
         reproduce,
         scratch_directory,
     )
@@ -111,7 +111,7 @@ def _words(args: argparse.Namespace, directory: str) -> list[str]:
 
 
 def _source(request: BuildRequest) -> Source:
-    from enclavekit_rbuilds.evidence.reproduce import Source
+    from enclavekit_rbuilds.evidence.second_build import Source
 
     signing = request.signing
     others = [request.framework_rootfs, request.kernel.path]

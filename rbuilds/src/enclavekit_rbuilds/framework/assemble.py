@@ -25,6 +25,7 @@ from enclavekit_rbuilds.framework.closure import (
     ALL_SERVICES,
     COMMANDS,
     EGRESS,
+    EGRESS_BY,
     NETWORK,
     Closure,
     closure_of,
@@ -88,8 +89,10 @@ def build_framework(
         pins, origin: see base_stage.find_base.
     """
     closure = closure_of(services, locked_wheels())
-    if kernel is not None and EGRESS in services:
-        kernel = replace(kernel, modules=(*kernel.modules, *kernel.egress_modules))
+    for language, egress in EGRESS_BY.items():
+        if kernel is not None and egress in services:
+            modules = [name for name in kernel.egress_modules.get(language, ()) if name not in kernel.modules]
+            kernel = replace(kernel, modules=(*kernel.modules, *modules))
     inputs: list[Input] = []
     sizes: dict[str, int] = {}
     if ready_root is not None:

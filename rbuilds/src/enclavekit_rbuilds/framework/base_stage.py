@@ -26,7 +26,7 @@ from enclavekit_rbuilds.base.inputs import Input
 from enclavekit_rbuilds.base.progress import Progress
 from enclavekit_rbuilds.framework import archive, bytecode, python_packages, runtime_root
 from enclavekit_rbuilds.framework.archive import BaseRecord
-from enclavekit_rbuilds.framework.closure import ALL_SERVICES, EGRESS, Closure, closure_of
+from enclavekit_rbuilds.framework.closure import ALL_SERVICES, EGRESS, EGRESS_IPTABLES, QUIC, Closure, closure_of
 from enclavekit_rbuilds.framework.debian import SUITE, open_source
 from enclavekit_rbuilds.framework.origin import Origin, choose_origin
 from enclavekit_rbuilds.framework.wheel_lock import LockedWheel, locked_wheels
@@ -171,8 +171,9 @@ def import_base(path: str, sha256: str) -> tuple[Base, list[list[str]]]:
 
 def service_lists() -> list[list[str]]:
     """Return every choice of services, the largest first; what ingress needs changes no base."""
-    names = sorted({*ALL_SERVICES, EGRESS})
-    return [list(chosen) for size in range(len(names), -1, -1) for chosen in combinations(names, size)]
+    names = sorted({*ALL_SERVICES, EGRESS, EGRESS_IPTABLES, QUIC})
+    choices = [chosen for size in range(len(names), -1, -1) for chosen in combinations(names, size)]
+    return [list(chosen) for chosen in choices if QUIC not in chosen or {EGRESS, EGRESS_IPTABLES}.intersection(chosen)]
 
 
 def _copy(kept: str, work: str) -> None:

@@ -18,8 +18,10 @@ from enclavekit_core.errors import InputError
 from enclavekit_rbuilds.framework.wheel_lock import LockedWheel
 
 ALL_SERVICES = frozenset({"attestation", "files", "pipeline"})
-# no services of the manifest: what ingress rules need, and what egress rules need; nothing of them runs by itself
-NETWORK, EGRESS = "network", "egress"
+# no services of the manifest: what ingress rules need, what egress rules need where the kernel has nf_tables, or
+# iptables only, and what those need that read the name of QUIC; nothing of them runs by itself
+NETWORK, EGRESS, EGRESS_IPTABLES, QUIC = "network", "egress", "egress-iptables", "quic"
+EGRESS_BY = {"nft": EGRESS, "iptables": EGRESS_IPTABLES}  # language of the kernel's rules -> what they need
 OWN_PREFIX = "enclavekit-"
 EXTRA = re.compile(r"""extra == ["']([^"']+)["']""")  # of a line of Requires-Dist
 ALWAYS = ("enclavekit-enclave-init", "enclavekit-nsm")
@@ -48,16 +50,19 @@ class Service:
     units: tuple[str, ...] = ()
 
 
-NFT = (  # nft(8), which puts the redirect in, and the libraries that it is linked with
+NFT = (  # nft(8), which puts rules in, and the libraries that it is linked with
     *("nftables", "libbsd0", "libedit2", "libgmp10", "libjansson4", "libmd0", "libmnl0", "libnftables1"),
     *("libnftnl11", "libtinfo6", "libxtables12"),
 )
+IPTABLES = ("iptables", "libip4tc2", "libip6tc2", "libxtables12")  # the same for xtables-legacy-multi(8)
 SERVICES = {
     "attestation": Service(("enclavekit-ra-web-srv", "enclavekit-pf-proxy"), units=("pf-ra", "ra-web-srv")),
     "files": Service(("enclavekit-fs-monitor",), ("nats-server",), ("files-ready", "fs-monitor", "nats", "nats-setup")),
     "pipeline": Service(("enclavekit-pipeline",), units=("pipeline",)),
     NETWORK: Service(("enclavekit-pf-proxy",)),
     EGRESS: Service(("enclavekit-pf-proxy[egress]",), NFT),
+    EGRESS_IPTABLES: Service(("enclavekit-pf-proxy[egress]",), IPTABLES),
+    QUIC: Service(("enclavekit-pf-proxy[quic]",)),
 }
 
 

@@ -15,13 +15,18 @@ from collections.abc import Iterable
 from enclavekit_core.errors import InputError
 
 from enclavekit_rbuilds.framework import deb
-from enclavekit_rbuilds.framework.closure import NFT
+from enclavekit_rbuilds.framework.closure import IPTABLES, NFT
 from enclavekit_rbuilds.framework.debian import MACHINE_TRIPLETS, Package
 
-SERVICE_PACKAGES = frozenset({"nats-server", *NFT})  # of PACKAGES: there only if a service asks for them
+SERVICE_PACKAGES = frozenset({"nats-server", *NFT, *IPTABLES})  # of PACKAGES: there only if a service asks for them
 # package -> patterns of the paths that are taken, after the move into /usr; {lib} is /usr/lib/<triplet>
 PACKAGES: dict[str, tuple[str, ...]] = {
     "busybox-static": (r"usr/bin/busybox",),
+    "iptables": (
+        r"usr/sbin/xtables-legacy-multi",  # the other one speaks to nf_tables, which has nft
+        r"usr/sbin/ip6?tables-legacy-(restore|save)",
+        r"{lib}/xtables/libxt_(standard|tcp|udp|mark|MARK|NAT|DNAT|REDIRECT|TPROXY)\.so",
+    ),
     "libbsd0": (r"{lib}/libbsd\.so.*",),
     "libbz2-1.0": (r"{lib}/libbz2\.so.*",),
     "libc6": (
@@ -35,6 +40,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "libffi8": (r"{lib}/libffi\.so.*",),
     "libgcc-s1": (r"{lib}/libgcc_s\.so.*",),  # glibc loads it to cancel threads
     "libgmp10": (r"{lib}/libgmp\.so.*",),
+    "libip4tc2": (r"{lib}/libip4tc\.so.*",),
+    "libip6tc2": (r"{lib}/libip6tc\.so.*",),
     "libjansson4": (r"{lib}/libjansson\.so.*",),
     "liblzma5": (r"{lib}/liblzma\.so.*",),
     "libmd0": (r"{lib}/libmd\.so.*",),

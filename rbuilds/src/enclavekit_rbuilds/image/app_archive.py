@@ -20,7 +20,8 @@ from enclavekit_core.split_files import LIST_PATH, PARTS_DIR, FileCapability, Fi
 from enclavekit_eif.newc import MAX_LINK_BYTES, MAX_NAME_BYTES, TRAILER, describe_name, padding
 from enclavekit_eif.pack import encode_header
 
-from enclavekit_rbuilds.app.tree import AppTree, Content, Node
+from enclavekit_rbuilds.app.inodes import Content
+from enclavekit_rbuilds.app.tree import AppTree, Node
 from enclavekit_rbuilds.image.sources import Sources
 
 APP_PREFIX = b"rootfs"
@@ -66,7 +67,7 @@ class AppArchive:
 
     def write(self, tree: AppTree, files: Sequence[AppFile]) -> int:
         """Write everything; return the archive's size in bytes. Raises InputError for what cannot be read or packed."""
-        self._sources = Sources(tree.base)
+        self._sources = Sources(tree.files.base)
         try:
             links = tree.link_counts()
             split = self._plan_split(tree)

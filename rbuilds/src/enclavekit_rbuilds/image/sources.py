@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from enclavekit_core.errors import InputError, describe_cause
 from enclavekit_eif.newc import CHUNK_BYTES, describe_name
 
-from enclavekit_rbuilds.app.tree import Content
+from enclavekit_rbuilds.app.inodes import Content
 
 CHANGED = "it changed while it was read"
 

@@ -22,12 +22,18 @@ from enclavekit_rbuilds.kernel.config import load_config
 from enclavekit_rbuilds.kernel.model import Kernel, describe_kernel
 from enclavekit_rbuilds.kernel.modules import depends_of, load_order, module_name
 
-RECIPE = "3"  # part of the cache key: raise it when what `_fetch` writes changes
+RECIPE = "4"  # part of the cache key: raise it when what `_fetch` writes changes
 META_PACKAGES = {"x86_64": "linux-image-cloud-amd64", "aarch64": "linux-image-cloud-arm64"}
 IMAGE_PREFIX = "linux-image-"
 # find and drive the vsock device of QEMU's microvm; stand for the NSM there
 WANTED = ("virtio_mmio", "vmw_vsock_virtio_transport", "cuse")
-EGRESS = ("nft_chain_nat", "nft_redir", "nft_tproxy")  # what redirects in an enclave with egress rules
+EGRESS = {  # what diverts in an enclave with egress rules, by the language of these
+    "nft": ("nft_chain_nat", "nft_redir", "nft_tproxy"),
+    "iptables": (
+        *("iptable_nat", "iptable_mangle", "ip6table_nat", "ip6table_mangle"),
+        *("xt_tcpudp", "xt_REDIRECT", "xt_mark", "xt_TPROXY"),
+    ),
+}
 MODULE = re.compile(r"\./(?:usr/)?lib/modules/.*/([^/]+\.ko)")
 MAX_MODULE_BYTES = 64 * 1024 * 1024
 
@@ -38,7 +44,7 @@ class _Record(msgspec.Struct, frozen=True):
     name: str
     version: str
     modules: tuple[str, ...]
-    egress_modules: tuple[str, ...]
+    egress_modules: dict[str, tuple[str, ...]]
 
 
 def debian_kernel(arch: str, version: str | None = None) -> Kernel:
@@ -46,7 +52,16 @@ def debian_kernel(arch: str, version: str | None = None) -> Kernel:
 
     Args: version: of the package; None: the one in the cache, else what the mirror offers now.
     """
-    key = key_of([RECIPE, SUITE, arch, *WANTED, *EGRESS, *([version] if version else [])])
+    key = key_of(
+        [
+            RECIPE,
+            SUITE,
+            arch,
+            *WANTED,
+            *(name for names in EGRESS.values() for name in names),
+            *([version] if version else []),
+        ]
+    )
     directory = cached("kernel", key, lambda work: _fetch(work, arch, version))
     with open(os.path.join(directory, "kernel.json"), "rb") as source:
         record = msgspec.json.decode(source.read(), type=_Record)
@@ -56,7 +71,10 @@ def debian_kernel(arch: str, version: str | None = None) -> Kernel:
         version=record.version,
         config=load_config(os.path.join(directory, "vmlinuz.config")),
         modules=tuple(os.path.join(directory, name) for name in record.modules),
-        egress_modules=tuple(os.path.join(directory, name) for name in record.egress_modules),
+        egress_modules={
+            language: tuple(os.path.join(directory, name) for name in names)
+            for language, names in record.egress_modules.items()
+        },
     )
 
 
@@ -76,8 +94,10 @@ def _fetch(work: str, arch: str, version: str | None) -> None:
     with open_source(apt, arch) as source:
         package = _fetch_package(source, META_PACKAGES[arch], version)
     modules = unpack_kernel(package.path, work)
-    everything = unpack_kernel(package.path, work, (*WANTED, *EGRESS))  # the same and more: what they need is first
-    more = tuple(name for name in everything if name not in modules)
+    more = {}
+    for language, wanted in EGRESS.items():
+        everything = unpack_kernel(package.path, work, (*WANTED, *wanted))  # the same and more: what they need is first
+        more[language] = tuple(name for name in everything if name not in modules)
     record = _Record(f"Debian {package.name.removeprefix(IMAGE_PREFIX)}", package.version, modules, more)
     with open(os.path.join(work, "kernel.json"), "wb") as out:
         out.write(msgspec.json.encode(record))

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from enclavekit_core.errors import InputError, describe_cause
 
@@ -28,12 +29,14 @@ class Kernel:
     """Whether it finds Nitro's devices; None if its configuration is not known."""
     modules: tuple[str, ...] = ()
     """Module files to pack, in load order."""
-    egress_modules: tuple[str, ...] = ()
-    """Module files to pack after these, for images that redirect what their apps send."""
+    egress_modules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Module files to pack after these, for images that divert what their apps send: nft or iptables -> files."""
     cmdline: str | None = None
     """The command line that belongs to it; None: the default."""
     compressions: frozenset[str] | None = None
     """The compressions of ramdisks that it reads; None if nobody knows."""
+    config: Config | None = field(default=None, repr=False)
+    """None if nobody knows."""
 
 
 def describe_kernel(
@@ -43,7 +46,7 @@ def describe_kernel(
     version: str = "",
     config: Config | None = None,
     modules: tuple[str, ...] = (),
-    egress_modules: tuple[str, ...] = (),
+    egress_modules: Mapping[str, tuple[str, ...]] | None = None,
     cmdline: str | None = None,
 ) -> Kernel:
     """Return a kernel with what its configuration says; the one inside the image if `config` is None."""
@@ -54,9 +57,10 @@ def describe_kernel(
         version=version or read_version(path) or (config.version if config else "") or "unknown",
         nitro_capable=None if config is None else is_nitro_capable(config, module_names(modules)),
         modules=modules,
-        egress_modules=egress_modules,
+        egress_modules=egress_modules or {},
         cmdline=cmdline,
         compressions=None if config is None else compressions_of(config),
+        config=config,
     )
 
 

@@ -116,10 +116,22 @@ RULES: tuple[Rule, ...] = (
         ("SECCOMP_FILTER", "apps that filter their own system calls do not start, or run unfiltered"),
         ("TUN", "pf-proxy has no tun device"),
         ("OVERLAY_FS", "there are no overlay mounts"),
-        ("NF_TABLES", "pf-proxy's transparent modes have no rules"),
-        ("NFT_NAT", "no NAT: transparent proxies do not get what they should lead"),
-        ("NFT_REDIR", "no REDIRECT: transparent proxies do not get what they should lead"),
-        ("NFT_TPROXY", "no TPROXY: the transparent reverse proxy loses the caller's address"),
+    ),
+    *(
+        Rule("service", f"CONFIG_{name}", cost, instead=(f"CONFIG_{other}",))
+        for name, other, cost in (
+            ("NF_TABLES", "IP_NF_IPTABLES", "what apps send cannot be led to pf-proxy: there are no egress rules"),
+            ("NFT_NAT", "IP_NF_NAT", "no NAT: transparent proxies do not get what they should lead"),
+            (
+                "NFT_REDIR",
+                "NETFILTER_XT_TARGET_REDIRECT",
+                "no REDIRECT: transparent proxies do not get what they should",
+            ),
+            ("NFT_TPROXY", "NETFILTER_XT_TARGET_TPROXY", "no TPROXY: there are no egress rules for UDP"),
+        )
+    ),
+    *_rules(
+        "service",
         ("CUSE", "no devices in user space: the emulator's /dev/nsm cannot be a character device"),
         ("BPF_SYSCALL", "no BPF: cgroup device rules and apps' tracing do not work"),
         ("VSOCKETS_LOOPBACK", "an app cannot reach vsock services of its own enclave (CID 1)"),

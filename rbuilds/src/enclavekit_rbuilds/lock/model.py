@@ -22,7 +22,7 @@ HEADER = """\
 # What an image is made of. Written by `rbuilds lock`, held to by `rbuilds build --locked`.
 """
 
-Service = Literal["attestation", "egress", "files", "network", "pipeline"]
+Service = Literal["attestation", "egress", "egress-iptables", "files", "network", "pipeline", "quic"]
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 

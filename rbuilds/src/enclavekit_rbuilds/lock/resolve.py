@@ -16,6 +16,7 @@ from enclavekit_rbuilds.kernel.debian import newest_version
 from enclavekit_rbuilds.lock.enforce import CHECKED, inputs_of_step
 from enclavekit_rbuilds.lock.model import Lock, lock_of
 from enclavekit_rbuilds.manifest.network import plan_network
+from enclavekit_rbuilds.plan.framework import framework_services
 from enclavekit_rbuilds.plan.run import run_plan
 from enclavekit_rbuilds.plan.steps import PlanResult
 
@@ -31,7 +32,9 @@ def resolve_lock(request: BuildRequest, progress: Progress, *, offline: bool = F
     from enclavekit_rbuilds.build import plan_build
 
     network = plan_network(request.network, request.services, request.source)
-    services = request.services | network.services
+    services = framework_services(
+        request.services, network, request.network.rules, request.kernel, request.arch, progress
+    )
     asks = not offline and request.framework_rootfs is None
     if asks and (request.origin is None or request.origin.kind != "archive"):
         with progress.step("what Debian's mirror offers"):

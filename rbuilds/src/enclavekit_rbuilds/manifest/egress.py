@@ -2,10 +2,10 @@
 """Where the app may connect to: the manifest's rules as the policy file that `pf-proxy run` reads in the enclave. Pure.
 
 An enclave has no interface but the loopback. All that the app sends elsewhere over TCP is led there by a default route,
-redirected to one listener, and decided upon; DNS goes to a resolver that asks for allowed names only. Other UDP is
-marked, a routing table for the mark brings it in, and TPROXY, which keeps the destination, hands it to a listener: but
-only if a rule asks for UDP, as the proxy then needs a capability more. Everything that decides is in the files that are
-made here, and they are measured with the app.
+redirected to one listener, and decided upon; DNS goes to a resolver that asks for allowed names only. Other UDP has a
+listener of its own, but only if a rule asks for UDP, as the proxy then needs a capability more. Routes and the kernel's
+rules are pf-proxy's, which puts them in before it serves, in a process of its own that may. Everything that decides is
+in the files that are made here, and they are measured with the app.
 """
 
 from __future__ import annotations
@@ -32,16 +32,10 @@ PARENT_PORT = 8888  # vsock, as the Rust framework has it: connections, with whe
 # vsock, one per resolver of the parent, as many as a C library takes of its resolv.conf; DNS over a stream
 PARENT_DNS_PORTS = (8053, 8054, 8055)
 REDIRECT_PORT = 15001  # in the enclave: what service meshes use for the same, so that apps keep clear of it
-UDP_MARK = 0x00E60002  # of datagrams on their way to the proxy; pf-proxy's own marks are others
-OWN_IPV6 = "fd00::1"  # a source address, without which nothing can be sent to an IPv6 address
+RULES_NAME = "egress"  # of the kernel's rules
 POLICY_PATH = b"etc/enclavekit/egress.yaml"
-RULES_PATH = b"etc/enclavekit/egress.nft"
 RESOLV_CONF = b"nameserver 127.0.0.1\n"
 LEARNED_PATH = "/run/egress-learned.yaml"
-BUSYBOX, NFT = "/usr/bin/busybox", "/usr/sbin/nft"
-LOOPBACK = ("/usr/bin/python3", "-I", "-m", "enclavekit_pf_proxy.loopback")
-# the enclave itself: among what goes there are the proxy's answers to datagrams, which must not come back to it
-OWN_NETWORKS = {4: "127.0.0.0/8", 6: f"{{ ::1, {OWN_IPV6} }}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +52,22 @@ class Egress:
         return self.insecure_learn or any("udp" in rule.protocols for rule in self.policy.allow)
 
     @property
+    def reads_quic(self) -> bool:
+        """Whether UDP sessions have to show their name."""
+        return self.insecure_learn or any(rule.reads_quic for rule in self.policy.allow)
+
+    @property
     def listen(self) -> str:
         return f"[::]:{REDIRECT_PORT}" if self.ipv6 else f"127.0.0.1:{REDIRECT_PORT}"
+
+    @property
+    def dns_listen(self) -> str:
+        return "[::]:53" if self.ipv6 else "127.0.0.1:53"
 
     def files(self) -> dict[bytes, bytes]:
         """Return path -> content."""
         return {
             POLICY_PATH: render_policy(self.policy).encode(),
-            RULES_PATH: render_redirects(ipv6=self.ipv6, udp=self.has_udp).encode(),
             b"etc/resolv.conf": RESOLV_CONF,
         }
 
@@ -81,19 +83,6 @@ class Egress:
             for key, rules in lists.items()
             if rules
         }
-
-    def set_up(self) -> tuple[list[str], str]:
-        """Return the commands that lead everything to the listener: those that come first, and the last."""
-        routes = ["route replace default dev lo src 127.0.0.1"]
-        if self.ipv6:
-            routes += [
-                f"-6 addr replace {OWN_IPV6}/128 dev lo",
-                f"-6 route replace default dev lo src {OWN_IPV6}",
-            ]
-        commands = [f"{BUSYBOX} ip {route}" for route in routes]
-        if self.has_udp:
-            commands.append(" ".join((*LOOPBACK, "deliver", f"{UDP_MARK:#x}")))
-        return commands, f"{NFT} -f /{RULES_PATH.decode()}"
 
 
 def plan_egress(
@@ -129,43 +118,6 @@ def plan_egress(
             raise ConfigError(source, KEYS[1], "nothing is allowed: there is nothing to deny")
         return None
     return Egress(policy, ipv6, insecure_learn)
-
-
-def render_redirects(*, ipv6: bool, udp: bool = False) -> str:
-    """Return the script for nft(8): a table of its own for each kind of IP, all in one transaction."""
-    lines = []
-    for family, version in (("ip", 4), *([("ip6", 6)] if ipv6 else [])):
-        lines += [
-            f"table {family} enclavekit_egress {{}}",  # so that there is one to delete
-            f"delete table {family} enclavekit_egress",
-            f"table {family} enclavekit_egress {{",
-            "  chain output {",
-            "    type nat hook output priority -100;",
-            f"    {family} daddr {OWN_NETWORKS[version]} return",
-            "    udp dport 53 redirect to :53",
-            "    tcp dport 53 redirect to :53",
-            f"    meta l4proto tcp redirect to :{REDIRECT_PORT}",
-            "  }",
-            *(_render_tproxy(family, version) if udp else ()),
-            "}",
-        ]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _render_tproxy(family: str, version: int) -> list[str]:
-    """Return the chains that lead datagrams to the listener with their destination as it was."""
-    return [
-        "  chain mark_udp {",
-        "    type route hook output priority -150;",  # before DNS is redirected
-        f"    {family} daddr {OWN_NETWORKS[version]} return",
-        "    udp dport 53 return",
-        f"    meta l4proto udp meta mark set {UDP_MARK:#x}",
-        "  }",
-        "  chain take_udp {",
-        "    type filter hook prerouting priority -150;",
-        f'    iifname "lo" meta mark {UDP_MARK:#x} meta l4proto udp tproxy to :{REDIRECT_PORT} accept',
-        "  }",
-    ]
 
 
 def _split_host(text: str, source: str, key: str, *, ipv6: bool) -> tuple[str, str]:

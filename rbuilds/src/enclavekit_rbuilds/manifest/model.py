@@ -61,7 +61,7 @@ class EgressRule(StrictConfig, frozen=True):
         Meta(description="Exact name, *.NAME for every name below NAME, IP address, or range such as 192.0.2.0/24."),
     ]
     port: Annotated[Ports, Meta(description="Number, range such as 8000-8010, or a list of both.")]
-    protocol: Annotated[Protocol, Meta(description="udp shows no name: a name needs absent_name with it.")] = "tcp"
+    protocol: Annotated[Protocol, Meta(description="udp: a name needs QUIC, which shows it, or absent_name.")] = "tcp"
     private_address: Annotated[
         bool, Meta(description="The name may lead to private addresses, else such an answer is not believed.")
     ] = False
@@ -98,6 +98,10 @@ class Network(StrictConfig, frozen=True):
     ipv6: Annotated[
         bool, Meta(description="The app can reach IPv6 addresses; only where the parent can, or it fails late.")
     ] = False
+    rules: Annotated[
+        Literal["nft", "iptables"] | None,
+        Meta(description="What puts the egress into the kernel; default: what the kernel of the image has."),
+    ] = None
     insecure_learn: Annotated[
         bool, Meta(description="Allow everything, and write the rules that it took: for finding them, not for use.")
     ] = False

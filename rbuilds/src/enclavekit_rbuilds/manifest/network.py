@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 
 from enclavekit_core.errors import ConfigError
 
-from enclavekit_rbuilds.framework.closure import EGRESS, NETWORK
+from enclavekit_rbuilds.framework.closure import EGRESS, NETWORK, QUIC
 from enclavekit_rbuilds.manifest.egress import (
     LEARNED_PATH,
-    LOOPBACK,
     PARENT_DNS_PORTS,
     PARENT_PORT,
+    RULES_NAME,
     Egress,
     plan_egress,
 )
@@ -22,7 +22,7 @@ from enclavekit_rbuilds.manifest.model import IngressRule, Network
 
 PIPELINE_PORT, CONTROL_PORT, ATTESTATION_PORT = 53000, 9001, 8443
 PROXY = "/usr/bin/pf-proxy"
-WAIT = (*LOOPBACK, "wait")
+WAIT = ("/usr/bin/python3", "-I", "-m", "enclavekit_pf_proxy.loopback", "wait")
 TABLE_PATH = b"etc/enclavekit/network.json"
 PROXY_PATH = b"etc/enclavekit/proxy.yaml"
 MAX_CONNECTIONS = 8192  # of the app, at a time, as far as the enclave's descriptors suffice
@@ -64,7 +64,7 @@ class NetworkPlan:
     def services(self) -> frozenset[str]:
         """What the framework has to hold for it, beside what the manifest's services need."""
         if self.egress is not None:
-            return frozenset({EGRESS})
+            return frozenset({EGRESS, QUIC} if self.egress.reads_quic else {EGRESS})
         return frozenset({NETWORK} if self.ingress else ())
 
 
@@ -82,27 +82,34 @@ def plan_network(
     plan = NetworkPlan(mode, egress, ingress)
     if mode == "none":
         return plan
+    config = f"/{PROXY_PATH.decode()}"
     units, files = {}, {PROXY_PATH: _proxy_config(egress, ingress).encode()}
     app_files: dict[bytes, bytes] = {}
-    options, requires, listening, transparent = [], [], [], []
+    options, listening, transparent = [], [], []
     if egress is not None:
         files |= egress.files()
         app_files[b"etc/resolv.conf"] = files[b"etc/resolv.conf"]
-        before, last = egress.set_up()
-        what = "Leads what the app sends elsewhere to the proxy."
-        units["network-rules.service"] = _unit(what, {"Type": "oneshot", "ExecStartPre": before, "ExecStart": last})
-        requires = ["network-rules"]
-        listening = ["127.0.0.1:53", egress.listen]
+        units["network-rules.service"] = _unit(
+            "Leads what the app sends elsewhere to the proxy. The app does not start without.",
+            {
+                "Type": "oneshot",
+                "ExecStart": [PROXY, "rules", "apply", config],
+                "RequiredBy": ["app"],
+                "CapabilityBoundingSet": ["CAP_NET_ADMIN", "CAP_NET_RAW"],  # the latter for iptables
+                "NoNewPrivileges": True,
+            },
+        )
+        listening = [egress.dns_listen, egress.listen]
         transparent = ["CAP_NET_RAW"] if egress.has_udp else []  # to answer as the machine that was written to
         options = ["--insecure-learn", LEARNED_PATH] if egress.insecure_learn else []
     units["network.service"] = _unit(
         "The app's network: decides on every connection that it makes, and takes those that it gets.",
         {
-            "ExecStart": [PROXY, "run", f"/{PROXY_PATH.decode()}", *options],
+            "ExecStart": [PROXY, "run", config, *options],
             # the app does not start before it can be served
             **({"ExecStartPost": " ".join((*WAIT, *listening))} if listening else {}),
-            "Before": ["app"],
-            **({"Requires": requires} if requires else {}),
+            # beside the rules, which it does not need: only the app needs both
+            "RequiredBy" if egress is not None else "Before": ["app"],
             "Restart": "always",
             "RestartSec": 1,
             "CapabilityBoundingSet": ["CAP_NET_BIND_SERVICE", *transparent],
@@ -118,17 +125,23 @@ def _proxy_config(egress: Egress | None, ingress: Sequence[Ingress]) -> str:
     lines, listeners = [], []
     if egress is not None:
         upstreams = ", ".join(f'"parent:{port}"' for port in PARENT_DNS_PORTS)
-        lines += ["policy: egress.yaml", f'dns: {{listen: "127.0.0.1:53", upstreams: [{upstreams}]}}']
+        lines += [
+            "policy: egress.yaml",
+            f'dns: {{listen: "{egress.dns_listen}", upstreams: [{upstreams}]}}',
+            # not by the process that serves; all that it sends over IP stays in the enclave, so nothing needs a mark
+            f"rules: {{name: {RULES_NAME}, apply: false, mark: false, divert_dns: true}}",
+            "network: {default_route: lo}",
+        ]
         if egress.has_udp:  # before TCP's listener, which the app waits for
             sessions = f"{{max_connections: {MAX_UDP_SESSIONS}, max_per_source: 0}}"  # the app is the one source
             listeners.append(
                 f'{{name: egress-udp, mode: ip-to-vsock-transparent, listen: "{egress.listen}", protocol: udp, '
-                f'tproxy: true, upstream: "parent:{PARENT_PORT}", limits: {sessions}}}'
+                f'divert: {{}}, upstream: "parent:{PARENT_PORT}", limits: {sessions}}}'
             )
         limits = f"{{max_connections: {MAX_CONNECTIONS}}}"
         listeners.append(
             f'{{name: egress, mode: ip-to-vsock-transparent, listen: "{egress.listen}", '
-            f'upstream: "parent:{PARENT_PORT}", limits: {limits}}}'
+            f'divert: {{}}, upstream: "parent:{PARENT_PORT}", limits: {limits}}}'
         )
     listeners += [
         f'{{name: ingress-{rule.port}, mode: vsock-to-ip, listen: "any:{rule.vsock_port}", '

@@ -24,7 +24,8 @@ from enclavekit_rbuilds.app.accounts import Account, resolve_user
 from enclavekit_rbuilds.app.archive import read_archive
 from enclavekit_rbuilds.app.directory import read_directory
 from enclavekit_rbuilds.app.image_config import ImageConfig, Overrides
-from enclavekit_rbuilds.app.tree import AppTree, Content, Inode, split_path
+from enclavekit_rbuilds.app.inodes import Content, Inode
+from enclavekit_rbuilds.app.tree import AppTree, split_path
 from enclavekit_rbuilds.app.unit import make_unit, prepare_tree
 from enclavekit_rbuilds.base.cache import cached, key_of
 from enclavekit_rbuilds.base.inputs import Input

@@ -12,9 +12,12 @@ from enclavekit_rbuilds.base.cache import is_only_looking, key_of
 from enclavekit_rbuilds.base.inputs import Input
 from enclavekit_rbuilds.base.progress import Progress
 from enclavekit_rbuilds.framework import assemble
+from enclavekit_rbuilds.framework.closure import EGRESS, EGRESS_BY
 from enclavekit_rbuilds.framework.origin import Origin
+from enclavekit_rbuilds.kernel.diversion import LANGUAGES, Language, Traffic, choose_language
 from enclavekit_rbuilds.kernel.sources import Kernel, find_kernel, fit_compression
 from enclavekit_rbuilds.manifest.model import KernelChoice
+from enclavekit_rbuilds.manifest.network import NetworkPlan
 from enclavekit_rbuilds.plan.source import hash_file
 from enclavekit_rbuilds.plan.steps import Job, Product, Step
 
@@ -27,7 +30,7 @@ def kernel_step(choice: KernelChoice, arch: str, compression: str, progress: Pro
 
     def make(_: Job) -> Product:
         kernel = find_kernel(choice, arch, progress)
-        files = [kernel.path, *kernel.modules, *kernel.egress_modules]
+        files = [kernel.path, *kernel.modules, *(name for names in kernel.egress_modules.values() for name in names)]
         content = [part for path in files for part in (os.path.basename(path), hash_file(path))]
         about = (kernel.name, kernel.version, str(kernel.nitro_capable), kernel.cmdline or "")
         key = key_of([*about, *content])
@@ -38,6 +41,33 @@ def kernel_step(choice: KernelChoice, arch: str, compression: str, progress: Pro
     named = choice.path or {"debian": "Debian's, for the emulator only"}.get(choice.source, choice.source)
     facts = (choice.source, choice.path or "", choice.version or "", choice.sha256 or "", arch)
     return Step("kernel", named, (), facts, make)
+
+
+def framework_services(
+    services: frozenset[str],
+    network: NetworkPlan,
+    rules: Language | None,
+    choice: KernelChoice,
+    arch: str,
+    progress: Progress,
+) -> frozenset[str]:
+    """Return all that the framework is to hold something for: `services`, and what the network needs.
+
+    Which program puts egress rules in depends on the kernel, unless `rules` says it; a kernel that cannot have them
+    is known here, before anything is made. Raises CommandError, InputError.
+    """
+    services = services | network.services
+    if network.egress is None:
+        return services
+    if choice.source == "debian":  # its package, which need not be here yet, has both
+        language = rules or LANGUAGES[0]
+    else:
+        kernel = find_kernel(choice, arch, progress)
+        language = choose_language(kernel, Traffic(network.egress.has_udp, network.egress.ipv6), rules)
+        if kernel.config is None and rules is None and not is_only_looking():
+            unknown = f"nobody knows whether the kernel ({kernel.name}) has nf_tables, by which egress rules are put in"
+            progress.note(f"{unknown}; if it has iptables only, network needs `rules: iptables`")
+    return services - {EGRESS} | {EGRESS_BY[language]}
 
 
 def framework_steps(
