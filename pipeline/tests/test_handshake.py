@@ -69,6 +69,12 @@ def test_server_refuses_a_bad_hello(payload):
         pair()[1].receive_hello(Frame(Kind.HELLO, payload))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_server_refuses_older_versions_by_name(version):
+    with pytest.raises(RemoteProtocolError, match=f"version {version} is not spoken here, 3 is"):
+        pair()[1].receive_hello(Frame(Kind.HELLO, b'{"version":%d,"nonce":"%b"}' % (version, b"00" * 32)))
+
+
 @pytest.mark.parametrize("payload", [b"{}", b'{"certificate":"*","signature":""}', b'{"certificate":1,"signature":""}'])
 def test_server_refuses_a_bad_proof(payload):
     client, server = pair()

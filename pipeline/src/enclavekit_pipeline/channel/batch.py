@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enclavekit_pipeline.wire.frames import RECORDS_BYTES
 from enclavekit_pipeline.wire.tree_records import HEADER, MAX_BODY_BYTES, data_header
 
-# each batch is handed from a thread to the event loop, which costs as much as sending 64 KiB; in whole frames
+# each batch is handed from a thread to the event loop, which costs as much as sending 64 KiB: four whole frames
 CAPACITY_BYTES = 4 * RECORDS_BYTES
 BATCH_BYTES = CAPACITY_BYTES - HEADER.size - MAX_BODY_BYTES  # from here on one is full: a record might not find room
 

@@ -144,6 +144,8 @@ class Connection:
     def release(self, stream: Stream) -> None:
         """Take note that `stream` is closed on our side."""
         del self._streams[stream.number]
+        if not self._streams:
+            self._decoder.forget_spare()
         if stream.closed_by_peer.is_set():
             self._free(stream.number)
         else:

@@ -103,7 +103,7 @@ class Stream:
             else:
                 await send(first, view[begin + FIRST_BYTES : begin + room])
             begin += room
-        if size > FIRST_BYTES and not view.readonly:
+        if size > FIRST_BYTES and not isinstance(view.obj, bytes):
             await self.connection.flush()
 
     async def send_end(self, kind: Kind) -> None:

@@ -18,12 +18,12 @@ from enclavekit_core.errors import RemoteProtocolError, TransportError
 from enclavekit_pipeline.channel.batch import Batch
 from enclavekit_pipeline.channel.mux import Stream
 from enclavekit_pipeline.wire.copy_messages import Done
-from enclavekit_pipeline.wire.frames import Frame, Kind
+from enclavekit_pipeline.wire.frames import RECORDS_BYTES, Frame, Kind
 from enclavekit_pipeline.wire.messages import decode_payload, encode_payload
 from enclavekit_pipeline.wire.tree_receiver import TreeReceiver
 from enclavekit_pipeline.wire.tree_sender import TreeSender
 
-PORTION_BYTES = 512 * 1024  # a quarter of the credit: handing what came to a thread costs as much as receiving 64 KiB
+PORTION_BYTES = 3 * RECORDS_BYTES  # of eight that credit lets come: handing them to a thread costs as much as 64 KiB
 FLOW_BYTES = 128 * 1024  # that came at once: the sender does not wait for us
 PATIENCE_S = 0.002
 LAST_WORDS_S = 1.0  # for what the other side has said before it left to arrive

@@ -151,6 +151,10 @@ class FrameDecoder:
         if not any(spare.obj is memory for spare in self._spare):  # said twice it would be given out twice
             self._spare.append(memoryview(memory))
 
+    def forget_spare(self) -> None:
+        """Give up what was recycled: nothing large is expected soon."""
+        self._spare.clear()
+
     def feed(self, data: bytes | memoryview) -> list[Frame]:
         """Return the frames that `data` completes. Raises RemoteProtocolError, after which the stream is lost."""
         frames: list[Frame] = []
