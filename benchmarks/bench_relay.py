@@ -87,7 +87,7 @@ def compare_ways(hops: str, starts: dict[str, Start]) -> Iterator[Figure]:
                     rates.setdefault((way, name), []).append(rate)
                     costs.setdefault((way, name), []).append(cost)
     checked = HASHED_BYTES * 2 / 1e6
-    yield Figure(f"relay: {hops}, both ways at once, by hash, all of them", checked, "MB")
+    yield Figure(f"relay: {hops}, each way, the same by hash, all of them", checked, "MB")
     for way in WAYS:
         best = {name: max(rates[way, name]) for name in starts}
         socats = [value for name, value in best.items() if name.startswith("socat")]

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 PIECE_BYTES = 1024 * 1024  # the most that a pipe has without privileges: pipe-max-size, pipe(7)
 COPY_BYTES = 256 * 1024
+HASH_TIMEOUT_S = 60.0
 REQUEST = struct.Struct(">cQ")  # what to do, how many bytes
 COUNT = struct.Struct(">Q")
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -169,15 +170,15 @@ def run_way(sock: socket.socket, way: Way, total: int) -> None:
 
 
 def check_by_hash(sock: socket.socket, total: int) -> None:
-    """Send and receive `total` bytes, both at a time. Raises RuntimeError if they are not the same."""
+    """Send `total` bytes, then receive as many. Raises RuntimeError if they are not the same.
+
+    Not both at a time: two socats in a row wait for each other for ever once both directions are full.
+    """
+    sock.settimeout(HASH_TIMEOUT_S)
     ask(sock, b"h", total)
-    sent: list[bytes] = []
-    writer = threading.Thread(target=lambda: sent.append(send_random(sock, total)))
-    writer.start()
+    sent = send_random(sock, total)
     received = hash_copied(sock, total)
-    answer = sock.recv(2 * DIGEST_BYTES, socket.MSG_WAITALL)
-    writer.join()
-    if answer != received + sent[0]:
+    if sock.recv(2 * DIGEST_BYTES, socket.MSG_WAITALL) != received + sent:
         raise RuntimeError("other bytes arrived than were sent")
 
 
@@ -195,12 +196,8 @@ def _receive(count: Callable[[socket.socket, int], int]) -> Callable[[socket.soc
 
 
 def _hash(sock: socket.socket, total: int) -> None:
-    received: list[bytes] = []
-    reader = threading.Thread(target=lambda: received.append(hash_copied(sock, total)))
-    reader.start()
-    sent = send_random(sock, total)
-    reader.join()
-    sock.sendall(sent + received[0])
+    received = hash_copied(sock, total)
+    sock.sendall(send_random(sock, total) + received)
 
 
 SERVES: dict[bytes, Callable[[socket.socket, int], None]] = {

@@ -16,6 +16,7 @@ WORLD = {"socket", "asyncio", "os", "subprocess", "time", "logging", "select", "
 # sans-IO modules: bytes in, values out; time, randomness and file contents are arguments
 PURE = [
     "libs/core/src/enclavekit_core/address.py",
+    "libs/core/src/enclavekit_core/amounts.py",
     "libs/core/src/enclavekit_core/bus_config.py",
     "libs/core/src/enclavekit_core/egress_policy.py",
     "libs/core/src/enclavekit_core/exposition.py",

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-from .conftest import NOTES, start_enclave
+from .conftest import NOTES, need, start_enclave
 
 pytestmark = pytest.mark.xdist_group("enclave")
 
@@ -84,3 +84,37 @@ def test_shell_has_a_terminal_that_the_app_s_root_knows(confined):
         assert process.wait(60) == 5, (seen, process.stderr.read())
     os.close(master)
     assert b"a 2 terminal" in seen
+
+
+@pytest.mark.long
+def test_limits_hold_together_on_a_kernel_of_its_own(shell, notes):
+    """By cgroup version 2, where the listener has to step aside in its own group; also when it has been started again.
+    Nothing but a virtual machine has a hierarchy for itself.
+    """
+    need("qemu-system-x86_64")
+    manifest = yaml.safe_load((NOTES / "enclave.yaml").read_text())
+    manifest["app"] = {"rootfs": str(shell.directory / "notes.rootfs")}
+    limits = {"memory_max": "64M", "tasks_max": 8, "cpu_quota": "50%"}
+    manifest["clients"] = [
+        {"certificate": str(shell.directory / "keys/mallory.crt"), "user": "notes", **limits},
+        {"certificate": str(shell.directory / "keys/alice.crt"), "allow": "all"},
+    ]
+    path = shell.directory / "limited.yaml"
+    path.write_text(yaml.safe_dump(manifest))
+    shell.run("rbuilds", "build", "--config", path, "--output", "limited.eif")
+    running = start_enclave(shell, shell.directory / "limited.eif", machine="qemu")
+    where = "import os; print(open('/proc/self/cgroup').read()); print(os.listdir('/sys/fs/cgroup/unit-pipeline'))"
+    try:
+        for _ in range(2):
+            crowd = "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 600 & done; echo all"
+            done = enter(running, "exec", running.cid, "--", "sh", "-c", crowd, expect=None)
+            assert b"can't fork" in done.stderr and b"all" not in done.stdout, done
+            large = ("busybox", "dd", "if=/dev/zero", "of=/dev/null", "bs=100M", "count=1")
+            enter(running, "exec", running.cid, "--", *large, expect=137)
+            running.exec(*large)  # alice has no limits
+            system = running.pipeline("exec", "--system", running.cid, "--", "/usr/bin/python3", "-c")
+            told = shell.output(*system, where)
+            assert "0::/unit-pipeline/own" in told and "client-" in told
+            shell.run(*system, "import os, signal; os.kill(os.getppid(), signal.SIGKILL)", expect=255)
+    finally:
+        shell.run("nitro-emu", "terminate-enclave", "--enclave-id", running.id)

@@ -192,6 +192,16 @@ class Running:
         found = zip(commands, parts[::2], parts[1::2], strict=True)
         return {command: (int(status), text.strip()) for command, text, status in found}
 
+    def reach(self, wanted):
+        """Return command -> output. In a virtual machine on a busy host a resolver's deadline can pass: what does not
+        say what it should is tried twice more.
+        """
+        found = {}
+        for _ in range(3):
+            if missing := [command for command in wanted if found.get(command) != wanted[command]]:
+                found |= {command: text for command, (_, text) in self.try_all(missing).items()}
+        return found
+
     def events(self):
         """Return the decisions in the log of the enclave's network."""
         text = self.exec("--system", "--", "cat", "/log/network.log")
@@ -351,9 +361,8 @@ def test_the_same_in_a_virtual_machine_with_its_own_kernel(shell, world, clients
     image, _ = build(shell, clients, tmp_path)
     running = run(shell, world, image, "--machine", "qemu", "--bind", "127.0.0.2")
     try:
-        found = running.try_all([*REACHED, *REFUSED])
-        assert {command: found.pop(command)[1] for command in REACHED} == REACHED
-        assert {command: text for command, (status, text) in found.items() if status == 0} == {}
+        assert running.reach(REACHED) == REACHED
+        assert {command: text for command, (status, text) in running.try_all(REFUSED).items() if status == 0} == {}
     finally:
         shell.run("rbuilds", "drop", str(running.cid))
 
@@ -367,9 +376,8 @@ def test_the_same_where_the_kernel_has_iptables_only(machine, shell, world, clie
     assert "iptables" in built["packages"] and "nftables" not in built["packages"]
     running = run(shell, world, image, "--machine", machine, "--bind", "127.0.0.2")
     try:
-        found = running.try_all([*REACHED, *REFUSED])
-        assert {command: found.pop(command)[1] for command in REACHED} == REACHED
-        assert {command: text for command, (status, text) in found.items() if status == 0} == {}
+        assert running.reach(REACHED) == REACHED
+        assert {command: text for command, (status, text) in running.try_all(REFUSED).items() if status == 0} == {}
         if machine == "qemu":
             loaded = running.exec("--system", "--", "cat", "/proc/modules")
             assert "iptable_nat " in loaded and "nf_tables " not in loaded

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
-from enclavekit_enclave_init.runtime.cgroups import Hierarchy, parse_hierarchies
+from enclavekit_core.cgroups import Hierarchy, parse_hierarchies
 from enclavekit_enclave_init.runtime.notifications import MAX_DATAGRAM_BYTES, parse_notification
 from enclavekit_enclave_init.units.place_keys import PROTECTIONS
 from enclavekit_enclave_init.units.protections import ASKED, Abilities, settle_protections

@@ -56,6 +56,11 @@ def load(tmp_path, *clients):
         [{"name": "a", "allow": ["exec"], "spki_sha256": KEY, "admin": True}],
         [{"name": "a", "allow": ["exec"], "spki_sha256": KEY, "read": ["data"]}],
         [{"name": "a", "allow": ["exec"], "spki_sha256": KEY, "read": ["/data/../etc"]}],
+        *(
+            [{"name": "a", "allow": ["exec"], "spki_sha256": KEY, "user": "app", **limit}]
+            for limit in ({"memory_max": "0K"}, {"memory_max": "1X"}, {"tasks_max": 0}, {"cpu_quota": "1"})
+        ),
+        [{"name": "a", "allow": ["exec"], "spki_sha256": KEY, "tasks_max": 5}],
         *([{"name": "a", "allow": [], "spki_sha256": KEY, "forward": [text]}] for text in FORWARDS_REFUSED),
         *([{"name": "a", "allow": [], "spki_sha256": KEY, "reverse": [text]}] for text in FORWARDS_REFUSED),
         [{"name": "a", "allow": [], "spki_sha256": KEY}, {"name": "b", "allow": [], "spki_sha256": KEY}],

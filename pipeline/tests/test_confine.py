@@ -10,6 +10,7 @@ import pytest
 from enclavekit_core import landlock
 from enclavekit_core.errors import InputError
 from enclavekit_pipeline.enclave.child import spawn
+from enclavekit_pipeline.enclave.client_groups import ClientGroups
 from enclavekit_pipeline.enclave.clients import Fence, Grant, Refused, check_request
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.starting import Starter
@@ -102,7 +103,7 @@ def test_fence_holds_what_is_not_listed(enclave, tmp_path):
         landlock.make_ruleset(lambda path: Root("/").open(path, os.O_PATH), ["/dev/null/x"], [], "the command")
     entry = Grant(name="a", allow=[], landlock=Fence(write=[str(tmp_path)]), system=True)
     with pytest.raises(InputError, match="permission denied"):
-        spawn(ExecRequest(argv=["true"]), entry, Root("/"), Starter())
+        spawn(ExecRequest(argv=["true"]), entry, Root("/"), Starter(), ClientGroups())
 
 
 def test_kernel_without_landlock_runs_nothing(monkeypatch):

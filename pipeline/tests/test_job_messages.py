@@ -9,7 +9,7 @@ import pytest
 from enclavekit_core.errors import ConfigError, RemoteProtocolError
 from enclavekit_pipeline.commands.kill import signal_number
 from enclavekit_pipeline.commands.listing import age, shown, table
-from enclavekit_pipeline.commands.target import parse_environment, parse_limits
+from enclavekit_pipeline.commands.target import parse_limits
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, ShellRequest, Terminal, WindowSize
 from enclavekit_pipeline.wire.job_messages import (
     AttachRequest,
@@ -118,8 +118,6 @@ def test_limits_of_the_command_line():
     for wrong in ("memory", "memory=", "memory=M", "memory=1T", "cpu=-1", "cpu=1.5", "x=1", f"cpu={2**54}"):
         with pytest.raises(ConfigError):
             parse_limits([wrong])
-    with pytest.raises(ConfigError):
-        parse_environment(["A"])
 
 
 @pytest.mark.parametrize(("text", "number"), [("TERM", 15), ("sigkill", 9), ("9", 9), ("64", 64)])

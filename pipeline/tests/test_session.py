@@ -2,12 +2,14 @@
 """Many requests on one attested connection, against a real listener."""
 
 import asyncio
+import socket
 
 import pytest
 from enclavekit_core.errors import TransportError
 from enclavekit_pipeline.channel.mux import RequestRefused
+from enclavekit_pipeline.host import session as session_module
 from enclavekit_pipeline.host.client import receive
-from enclavekit_pipeline.host.session import connected
+from enclavekit_pipeline.host.session import MAX_TURNS, Session, connected
 from enclavekit_pipeline.wire.exec_messages import ExecRequest, Exit
 from enclavekit_pipeline.wire.frames import Kind
 from enclavekit_pipeline.wire.messages import decode_payload
@@ -65,6 +67,26 @@ async def test_more_requests_than_streams_wait_for_their_turn(target):
     async with connected(target) as session:
         got = await asyncio.gather(*(outcome(session, shell("exit 7")) for _ in range(150)))
     assert set(got) == {(7, b"")}
+
+
+async def test_who_is_turned_away_comes_again(target, monkeypatch):
+    turned_away = 0
+
+    async def shake_hands(connection, certificate, target, shake_hands=session_module.shake_hands):
+        nonlocal turned_away
+        if turned_away < 2:
+            turned_away += 1
+            socket.socket.shutdown(connection._wire._sock, socket.SHUT_RDWR)  # as if the enclave had
+        return await shake_hands(connection, certificate, target)
+
+    monkeypatch.setattr(session_module, "shake_hands", shake_hands)
+    monkeypatch.setattr(session_module, "FIRST_TURN_S", 0.001)
+    async with connected(target) as session:
+        assert await outcome(session, shell("exit 3")) == (3, b"")
+    assert turned_away == 2
+    turned_away = -MAX_TURNS
+    with pytest.raises(TransportError, match="before it proved anything"):
+        await Session.enter(target)
 
 
 async def test_session_that_is_closed_says_so(target):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sender and receiver of copies, without a wire: whole copies in memory, and liars on either side."""
 
+import errno
 import os
 import random
 import secrets
@@ -27,6 +28,7 @@ from enclavekit_pipeline.wire.tree_records import (
     Plain,
     RecordDecoder,
     RecordKind,
+    Why,
     encode_record,
 )
 from hypothesis import given, settings
@@ -245,6 +247,30 @@ def test_tree_that_changes_meanwhile(tmp_path, monkeypatch):
             (tree / name).write_bytes(b"old " + name.encode())
         for path in (tmp_path / "copy").iterdir():
             path.unlink()
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_file_that_cannot_be_read_to_its_end_is_named_and_the_rest_goes_on(tmp_path, monkeypatch, delta):
+    def failing(descriptor, buffers, offset, preadv=os.preadv):
+        if offset and os.readlink(f"/proc/self/fd/{descriptor}").endswith("/bad"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(descriptor, buffers, offset)
+
+    (tmp_path / "tree").mkdir()
+    for name in ("bad", "good"):
+        (tmp_path / "tree" / name).write_bytes(secrets.token_bytes(5 * MIN_CHUNK_BYTES))
+    monkeypatch.setattr(os, "preadv", failing)
+    before = open_descriptors()
+    reading, writing = open_pair(tmp_path / "tree", tmp_path, delta=delta)
+    carry(reading, writing)
+    reading.close()
+    writing.close()
+    assert [(record.path, record.why) for record in writing.left_out] == [(b"bad", Why.UNREADABLE)]
+    assert os.listdir(tmp_path / "copy") == ["good"]
+    assert (tmp_path / "copy/good").read_bytes() == (tmp_path / "tree/good").read_bytes()
+    assert open_descriptors() == before
+    with pytest.raises(InputError, match="input/output error"):  # a file alone
+        copy(tmp_path / "tree/bad", tmp_path / "copy")
 
 
 def test_app_that_swaps_a_directory_for_a_link_shows_nothing(tmp_path, monkeypatch):

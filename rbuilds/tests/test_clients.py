@@ -105,7 +105,18 @@ def test_one_certificate_under_two_names_is_refused(certificate, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "rule", [{"read": ["data"]}, {"write": ["/a/../b"]}, {"landlock": Fence(read=["x"])}, {"seccomp": "some"}]
+    "rule",
+    [
+        {"read": ["data"]},
+        {"write": ["/a/../b"]},
+        {"landlock": Fence(read=["x"])},
+        {"seccomp": "some"},
+        {"memory_max": "much", "user": "app"},
+        {"memory_max": 0, "user": "app"},
+        {"tasks_max": 0, "user": "app"},
+        {"cpu_quota": "0.5", "user": "app"},
+        {"cpu_quota": "50%"},
+    ],
 )
 def test_rules_that_the_listener_would_refuse_are_refused_at_build_time(rule: dict) -> None:
     with pytest.raises(ConfigError):

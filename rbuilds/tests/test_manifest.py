@@ -38,7 +38,8 @@ network:
   ingress: [{port: 8080, vsock_port: 18080}]
 clients:
   - {certificate: alice.crt, allow: all, name: ops, commands: [[ls, "..."]], read: [/data], write: [], user: app,
-     environment: [LANG], landlock: {read: [/]}, seccomp: no-network, forward: ["tcp://127.0.0.1:8443"], reverse: []}
+     environment: [LANG], landlock: {read: [/]}, seccomp: no-network,
+     memory_max: 512M, tasks_max: 100, cpu_quota: 50%%, forward: ["tcp://127.0.0.1:8443"], reverse: []}
 attestation:
   {roots: [/data, /models], vrf_cipher_suite: ECVRF-SECP256K1-SHA256-TAI, client_ca: alice.crt, proxied_port: 8444}
 resources: {memory_mib: 2048, cpus: 4, cid: 16}
@@ -83,6 +84,7 @@ def test_every_key_arrives_with_paths_below_the_files_own_directory(folder: Path
     (ops,) = built.clients
     assert (ops.commands, ops.read, ops.write, ops.user) == ([["ls", "..."]], ["/data"], [], "app")
     assert (ops.environment, ops.landlock, ops.seccomp) == (["LANG"], Fence(read=["/"]), "no-network")
+    assert (ops.memory_max, ops.tasks_max, ops.cpu_quota) == ("512M", 100, "50%")
     assert (ops.forward, ops.reverse) == (["tcp://127.0.0.1:8443"], [])
     assert (built.resources.memory_mib, built.resources.cpus, built.resources.cid) == (2048, 4, 16)
     settings = json.loads(dict(built.attestation)["etc/enclavekit/ra-web-srv.yaml"])

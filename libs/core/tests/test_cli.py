@@ -57,3 +57,30 @@ def test_a_tls_failure_is_named_by_tls_not_by_its_errno():
     with pytest.raises(ssl.SSLError) as caught:
         tls.wrap_bio(incoming, ssl.MemoryBIO()).do_handshake()
     assert errors.describe_cause(caught.value) == "TLS: wrong version number"
+
+
+PRINTS = "from enclavekit_core.cli import run_and_exit; run_and_exit('t', lambda: print('x' * {count}))"
+
+
+@pytest.mark.parametrize("count", [1, 10**6])
+@pytest.mark.parametrize("where", [">/dev/full", ">&-"])
+def test_output_that_cannot_be_written_is_an_error_of_one_line(count, where):
+    code = PRINTS.format(count=count)
+    done = subprocess.run(["/bin/sh", "-c", f'"{sys.executable}" -c "{code}" {where}'], capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert done.stderr.startswith("t: cannot write standard output: ")
+
+
+def test_closed_streams_get_no_other_use():
+    """Else the first file that is opened is standard output, and what is said to nobody goes there."""
+    code = """
+import os, sys
+from enclavekit_core.cli import run_and_exit
+def command():
+    print("said", file=sys.stderr)
+    assert min(os.open("/dev/null", os.O_RDWR) for _ in range(2)) > 2
+    print("out")
+run_and_exit("t", command)
+"""
+    done = subprocess.run(["/bin/sh", "-c", f"{sys.executable} -c '{code}' <&- 2>&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "out\n")

@@ -25,6 +25,7 @@ from enclavekit_core.streams import MAX_UNIX_PATH_BYTES, connect
 
 from enclavekit_pf_proxy.destinations import DestinationRules
 from enclavekit_pf_proxy.original_destination import mark_socket
+from enclavekit_pf_proxy.sockets import spare_pacing
 from enclavekit_pf_proxy.wire.request import Protocol, Status
 
 ROUTE_LIFETIME_S = 1.0  # the registry is a few small files, but reading them costs more than connecting
@@ -183,6 +184,8 @@ def connect_ip(
         try:
             if mark:
                 mark_socket(sock, mark)
+            if address.is_loopback and protocol is Protocol.TCP:
+                spare_pacing(sock)
             sock.settimeout(left)
             sock.connect(where)
             return sock
@@ -215,7 +218,8 @@ def _begin_ip(address: TcpAddress, rules: DestinationRules | None, kind: int, ma
     if rules is not None and not rules.allows(literal, address.port):
         raise DestinationDenied(address)
     family = socket.AF_INET if literal.version == 4 else socket.AF_INET6
-    return _begin(family, (address.host, address.port), kind=kind, mark=mark)
+    unpaced = literal.is_loopback and kind == socket.SOCK_STREAM
+    return _begin(family, (address.host, address.port), kind=kind, mark=mark, unpaced=unpaced)
 
 
 def _begin_unix(path: str) -> Begun | None:
@@ -241,11 +245,21 @@ def _begin_fabric(route: fabric.Route, port: int) -> Begun | None:
     raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
 
-def _begin(family: int, name: object, *, waits: bool = True, kind: int = socket.SOCK_STREAM, mark: int = 0) -> Begun:
+def _begin(
+    family: int,
+    name: object,
+    *,
+    waits: bool = True,
+    kind: int = socket.SOCK_STREAM,
+    mark: int = 0,
+    unpaced: bool = False,
+) -> Begun:
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if mark:
             mark_socket(sock, mark)
+        if unpaced:
+            spare_pacing(sock)
         code = sock.connect_ex(name)  # type: ignore[arg-type]  # typeshed knows no vsock tuples here
         if code == errno.EAGAIN and not waits:
             raise BlockingIOError(code, os.strerror(code))

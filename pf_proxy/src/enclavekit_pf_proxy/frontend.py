@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import select
 import socket
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from enclavekit_core.address import TcpAddress
 from enclavekit_core.errors import EnclavekitError, describe_cause
 from enclavekit_core.logs import get_logger
 from enclavekit_core.peers import Peer
@@ -19,7 +21,7 @@ from enclavekit_core.streams import Listener
 from enclavekit_pf_proxy.connection import Connection
 from enclavekit_pf_proxy.listeners import describe_listener
 from enclavekit_pf_proxy.service import Service
-from enclavekit_pf_proxy.sockets import close_socket, prepare_socket
+from enclavekit_pf_proxy.sockets import close_socket, prepare_socket, spare_pacing
 
 if TYPE_CHECKING:
     from enclavekit_pf_proxy.server import Server
@@ -85,6 +87,10 @@ class Frontend:
         self._paused_until = 0.0
         self._closed = False
         prepare_socket(listener.socket, service.limits.keepalive_s)  # what is accepted inherits TCP's options
+        if isinstance(listener, Listener) and isinstance(self.address, TcpAddress):
+            host = str(listener.socket.getsockname()[0])
+            if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+                spare_pacing(listener.socket)
         self.update()
 
     @property

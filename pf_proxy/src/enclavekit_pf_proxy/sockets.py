@@ -12,6 +12,7 @@ from enclavekit_pf_proxy.announcement import NO_ENDS, Ends
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 seconds; socket(7)
 IP = (socket.AF_INET, socket.AF_INET6)
+UNPACED = b"reno"  # congestion control that each kernel has and allows to everybody, tcp(7)
 
 
 def close_socket(sock: socket.socket, *, reset: bool) -> None:
@@ -38,6 +39,18 @@ def prepare_socket(sock: socket.socket, keepalive_s: int) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, keepalive_s)
         except OSError:
             pass  # reset meanwhile: the relay notices at once
+
+
+def spare_pacing(sock: socket.socket) -> None:
+    """Have a TCP socket of the loopback interface send when it can.
+
+    Nothing is congested there, and BBR, which many hosts have as their default, would time each segment: it halves
+    what goes through. Call it before the socket connects, or while it listens: what is accepted inherits it.
+    """
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNPACED)
+    except OSError:
+        pass  # slower, not wrong
 
 
 def read_ends(sock: socket.socket) -> Ends:

@@ -9,7 +9,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from enclavekit_core.cli import run_command
+from enclavekit_core.cli import fill_standard_streams, run_command
 from enclavekit_core.errors import EnclavekitError
 
 from enclavekit_pipeline.commands.general import General, add_general_flags, apply_config, short_usage, take_general
@@ -31,6 +31,7 @@ COMMANDS = (
 
 
 def main(argv: list[str] | None = None) -> int:
+    fill_standard_streams()
     words = sys.argv[1:] if argv is None else argv
     if not words:
         build_parser().print_help(sys.stderr)

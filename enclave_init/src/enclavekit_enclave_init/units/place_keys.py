@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
+from enclavekit_core.amounts import parse_percent, parse_size, parse_tasks
 from enclavekit_core.seccomp import PROFILES
 
 from enclavekit_enclave_init.units.bounds import (
     parse_capabilities,
     parse_limit,
-    parse_percent,
     parse_score,
-    parse_size,
-    parse_tasks,
 )
 from enclavekit_enclave_init.units.commands import parse_environment, parse_environment_files
 from enclavekit_enclave_init.units.key import Key

@@ -39,16 +39,14 @@ def render_removal(name: str, saved: Mapping[str, str]) -> str:
 def cause_of(stderr: str, script: str) -> str:
     """Return why iptables-restore failed on `script`: its own words, and the line that nobody else has seen."""
     first = next((line.strip() for line in stderr.splitlines() if line.strip()), "no message")
-    place = FAILED.search(stderr)
-    lines = script.splitlines()
-    failed = int(place[1]) if place else 0
-    if not 1 <= failed <= len(lines):
-        return PROGRAM.sub("", first)
-    line = lines[failed - 1]
+    words, place = PROGRAM.sub("", first), FAILED.search(stderr)
+    number, lines = int(place[1]) if place else 0, script.splitlines()
+    if not 1 <= number <= len(lines) or lines[number - 1].startswith("*"):
+        return words  # which name the table themselves
+    line = lines[number - 1]
     if line == "COMMIT":  # that a match or a target is missing, iptables-restore does not say
-        table = next(other for other in reversed(lines[:failed]) if other.startswith("*"))
+        table = next(other for other in reversed(lines[:number]) if other.startswith("*"))
         return f"the kernel does not take the rules of table {table[1:]}: it lacks a match or a target of them"
-    words = PROGRAM.sub("", first)
     return f"`{line}` failed" if FAILED.match(words) else f"{words}, at `{line}`"
 
 

@@ -155,7 +155,12 @@ class TreeSource:
             self._batch.add(self.sender.end_file(End(content.size, content.digest())))
             yield True
         except OSError as exc:
-            raise copy_error(self._label, entry.path, exc) from exc
+            if not entry.path:
+                raise copy_error(self._label, entry.path, exc) from exc
+            self._content_hash = None  # as if it could not have been opened: it is named, the rest goes on
+            self._batch.add(self.sender.end_file(Plain(RecordKind.GONE)))
+            yield True
+            yield from self._leave_out(entry.path)
         finally:
             os.close(descriptor)
 

@@ -33,8 +33,8 @@ STANDARD_STREAM = "-"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_target_flags(parser)
     add_copy_flags(parser)
+    add_target_flags(parser)
     parser.add_argument("source", metavar="SRC", help="PATH, ENCLAVE:PATH, or - for standard input")
     parser.add_argument("target", metavar="DST", help="ENCLAVE:PATH, PATH, or - for standard output")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from enclavekit_core.errors import InputError, describe_cause
 
+from enclavekit_pipeline.enclave.client_groups import ClientGroups
 from enclavekit_pipeline.enclave.clients import Grant
 from enclavekit_pipeline.enclave.confine import Account, confinement, find_account
 from enclavekit_pipeline.enclave.pipes import InputPipe, OutputPipe
@@ -119,8 +120,13 @@ class Program:
         return [os.path.join(folder, name) for folder in environment["PATH"].split(":")[:MAX_PATH_FOLDERS]]
 
 
-def spawn(request: ExecRequest | ShellRequest, grant: Grant, root: Root, starter: Starter) -> Child:
-    """Start the command, or the shell, in `root`. Raises InputError with the cause it could not be started for."""
+def spawn(
+    request: ExecRequest | ShellRequest, grant: Grant, root: Root, starter: Starter, groups: ClientGroups
+) -> Child:
+    """Start the command, or the shell, in `root`.
+
+    Raises: InputError with the cause it could not be started for, Refused if the client runs too much already.
+    """
     account = find_account(request, grant, root)
     if isinstance(request, ShellRequest):
         shell = find_shell(root, account.uid)
@@ -134,7 +140,8 @@ def spawn(request: ExecRequest | ShellRequest, grant: Grant, root: Root, starter
         environment["SHELL"] = program.path
     environment |= request.environment
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-        todo = theirs.enter_context(confinement(request, grant, root, account))
+        joining = theirs.enter_context(groups.joining(grant))
+        todo = theirs.enter_context(confinement(request, grant, root, account, joining))
         order = (
             [os.fsencode(path) for path in program.candidates(environment)],
             [os.fsencode(word) for word in program.argv],

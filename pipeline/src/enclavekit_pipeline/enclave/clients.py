@@ -19,6 +19,9 @@ reading the file.
         reverse: ["unix:///run/in.sock"]        # of listen-remote; absent: the same
         system: false                           # may act on the framework's root as well
         sessions: 4                             # connections at once; absent: as many as there is room for
+        memory_max: 512M                        # of all that it runs together, in all its sessions, jobs too; with user
+        tasks_max: 100                          # processes and threads of those
+        cpu_quota: 50%                          # of one processor, for those
         control: [status, logs]                 # of initctl, whose gateway reads it; nothing to us
 """
 
@@ -30,6 +33,7 @@ import posixpath
 
 from enclavekit_attestation.caller import check_proof, key_of_client
 from enclavekit_core.address import TcpAddress, UnixAddress, parse_listed_address
+from enclavekit_core.cgroups import Limits
 from enclavekit_core.config import StrictConfig, load_config
 from enclavekit_core.errors import ConfigError, VerificationError
 from enclavekit_core.seccomp import PROFILES
@@ -43,6 +47,7 @@ from enclavekit_pipeline.wire.requests import Request, verb_of
 VERBS = ("exec", "cp-in", "cp-out", "shell", "ps", "kill", "dial", "listen-remote")
 FREE_VERBS = ("info",)  # for whoever is let in: what it tells is the caller's own
 ANY_MORE = "..."
+LIMIT_KEYS = {"memory": "memory_max", "pids": "tasks_max", "cpu": "cpu_quota"}  # by controller of cgroups(7)
 
 
 class Fence(StrictConfig, frozen=True):
@@ -77,8 +82,19 @@ class Grant(StrictConfig, frozen=True):
     system: bool = False
     sessions: int | None = None
     """Connections at once; None: as many as the listener takes."""
+    memory_max: int | str | None = None
+    """Of all that it runs, together: bytes, or a number with K, M, G or T."""
+    tasks_max: int | None = None
+    """Processes and threads of those."""
+    cpu_quota: str | None = None
+    """Of one processor, for those: "50%"."""
     control: list[str] = []
     """What it may ask PID 1: for initctl's gateway, which reads this list as well."""
+
+    @property
+    def limits(self) -> Limits:
+        """Raises ValueError for what cannot be one; not of an entry of Clients, which has looked."""
+        return Limits.parse(self.memory_max, self.tasks_max, self.cpu_quota)
 
 
 class ClientList(StrictConfig, frozen=True):
@@ -112,6 +128,8 @@ class Clients:
             for text in (*(grant.forward or ()), *(grant.reverse or ())):
                 parse_listed_address(text, f"{source}: {grant.name}")
             try:
+                if grant.limits and grant.user is None:
+                    raise ValueError("limits need a user: root can leave its control group")
                 key = key_of_client(grant.certificate, grant.spki_sha256)
             except ValueError as exc:
                 raise ConfigError(source, grant.name, str(exc)) from exc
@@ -123,6 +141,10 @@ class Clients:
     def load(cls, path: str) -> Clients:
         """Raises ConfigError: no list, no listener."""
         return cls(load_config(ClientList, path), path)
+
+    @property
+    def grants(self) -> list[Grant]:
+        return list(self._by_key.values())
 
     def key_of(self, grant: Grant) -> bytes:
         """Return the SHA-256 of the client's SPKI."""

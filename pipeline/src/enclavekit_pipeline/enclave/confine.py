@@ -11,13 +11,13 @@ import contextlib
 import os
 import platform
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from enclavekit_core import landlock, seccomp
 from enclavekit_core.errors import InputError
 
-from enclavekit_pipeline.enclave.clients import Grant
+from enclavekit_pipeline.enclave.clients import Grant, Refused
 from enclavekit_pipeline.enclave.forker import REPORT, Step
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.wire.exec_messages import Surroundings
@@ -71,10 +71,21 @@ class Preparation:
 
 
 @contextlib.contextmanager
-def confinement(request: Surroundings, grant: Grant, root: Root, account: Account) -> Iterator[Preparation]:
-    """Yield what the child has to do, in this order. Raises InputError if the kernel lacks what the entry demands."""
+def confinement(
+    request: Surroundings, grant: Grant, root: Root, account: Account, groups: Sequence[int] = ()
+) -> Iterator[Preparation]:
+    """Yield what the child has to do, in this order.
+
+    Raises: InputError if the kernel lacks what the entry demands, Refused for a user whom it would not bind.
+
+    Args: groups: descriptors of the control groups that it joins, `cgroup.procs`.
+    """
     with contextlib.ExitStack() as stack:
         todo = Preparation()
+        if groups and account.uid == 0:
+            raise Refused(f"{grant.name} has limits, which do not hold root")
+        for group in groups:  # first of all: what it takes from here on counts
+            todo.add_with("join its cgroup", "join", group)
         directory = request.directory or "/"
         if root.path != "/":
             todo.add_with("enter its root", "enter", root.descriptor)
@@ -93,7 +104,7 @@ def confinement(request: Surroundings, grant: Grant, root: Root, account: Accoun
         todo.add(f"enter {directory}", "chdir", directory)
         # after the change of user, which clears it
         todo.add("be tied to the listener", "die-with", os.getpid())
-        if grant.landlock is not None or grant.seccomp is not None or not grant.system:
+        if grant.landlock is not None or grant.seccomp is not None or groups or not grant.system:
             todo.add("refuse new privileges", "privileges")
         if grant.landlock is not None:
             ruleset = landlock.make_ruleset(

@@ -33,7 +33,7 @@ SECCOMP_MODE_FILTER = 2
 INSTRUCTION_BYTES = 8  # struct sock_filter
 LANDLOCK_RESTRICT_SELF = 446
 STANDARD, REPORT = (0, 1, 2), 3  # the first descriptors of an order; what follows is for its steps
-MAX_DESCRIPTORS = 8
+MAX_DESCRIPTORS = 16  # the first four, a group for each of three controllers, a root, a set of rules
 MAX_ORDER_BYTES = 256 * 1024  # a request has 64 KiB, and PATH is tried word by word
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the listener's affair, not ours
 CANNOT_START = 127
@@ -84,6 +84,7 @@ def _filter(code: bytes) -> None:
 
 # those with a descriptor get it by its place in the order
 OPERATIONS: dict[str, Callable[..., object]] = {
+    "join": lambda group: os.write(group, b"0"),
     "enter": os.fchdir,
     "chroot": os.chroot,
     "chdir": os.chdir,
@@ -98,7 +99,7 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "landlock": lambda ruleset: _check(_libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0)),
     "seccomp": _filter,
 }
-TAKES_DESCRIPTOR = frozenset({"enter", "landlock"})
+TAKES_DESCRIPTOR = frozenset({"join", "enter", "landlock"})
 
 
 def shed() -> None:

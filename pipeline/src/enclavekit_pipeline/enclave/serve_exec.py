@@ -32,7 +32,7 @@ async def serve_exec(request: ExecRequest | ShellRequest, grant: Grant, stream: 
     Raises: InputError if it cannot be started, Refused if too many run, what `Stream` raises when the caller goes away.
     """
     with place.command_slot():
-        child = spawn(request, grant, place.root_of(request), place.starter)
+        child = spawn(request, grant, place.root_of(request), place.starter, place.groups)
         ended = asyncio.create_task(wait_unreaped(child.process.pid, place))
         tasks: list[asyncio.Task[None]] = []
         try:

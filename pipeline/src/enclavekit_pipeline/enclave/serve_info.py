@@ -34,6 +34,9 @@ async def serve_info(grant: Grant, stream: Stream, place: Workplace, max_session
         limits={
             "sessions": max_sessions,
             "sessions_of_client": grant.sessions or 0,
+            "memory_bytes_of_client": grant.limits.memory_max,
+            "tasks_of_client": grant.limits.tasks_max,
+            "cpu_percent_of_client": round(100 * grant.limits.cpu_quota),
             "streams": MAX_STREAMS,
             "commands": MAX_COMMANDS,
             "payload_bytes": MAX_PAYLOAD_BYTES,

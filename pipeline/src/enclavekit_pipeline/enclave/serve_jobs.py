@@ -32,7 +32,11 @@ async def serve_detached(request: ExecRequest, grant: Grant, stream: Stream, pla
     """Start a job and say which it is. Raises what `Jobs.start` does."""
     root = place.root_of(request)
     job = jobs.start(
-        grant, request.argv[0], lambda: spawn(request, grant, root, place.starter), place, request.timeout_s
+        grant,
+        request.argv[0],
+        lambda: spawn(request, grant, root, place.starter, place.groups),
+        place,
+        request.timeout_s,
     )
     await stream.send(Kind.OPENED, encode_payload(Opened()))
     await stream.send(Kind.JOB, encode_payload(job.info))

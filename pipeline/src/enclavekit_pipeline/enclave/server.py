@@ -24,6 +24,7 @@ from enclavekit_core.streams import Listener
 from enclavekit_nsm.client import NsmClient
 
 from enclavekit_pipeline.channel.mux import Connection, Stream
+from enclavekit_pipeline.enclave.client_groups import ClientGroups
 from enclavekit_pipeline.enclave.clients import Clients, Grant, Refused, check_request
 from enclavekit_pipeline.enclave.jobs import Jobs
 from enclavekit_pipeline.enclave.legacy_listener import LegacyListener, check_debug
@@ -249,6 +250,7 @@ def listen(
     except OSError as exc:
         raise ConfigError(root, "", (exc.strerror or str(exc)).lower()) from exc
     with (
+        contextlib.closing(ClientGroups.make(clients.grants, clients_path)) as groups,
         contextlib.closing(Starter.launch()) as starter,
         contextlib.ExitStack() as stack,
         ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="work") as threads,
@@ -256,7 +258,7 @@ def listen(
         NsmClient.open(nsm_path) as nsm,
         Listener(VsockAddress(CID_ANY, port)) as listener,
     ):
-        place = Workplace(app_root, system_root, threads, starter)
+        place = Workplace(app_root, system_root, threads, starter, groups)
         server = Server(identity, nsm, nsm_thread, clients, place, revocations)
         legacy = None
         if insecure_legacy_port is not None:

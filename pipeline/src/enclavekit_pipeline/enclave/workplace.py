@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from enclavekit_pipeline.channel.threads import run_in
+from enclavekit_pipeline.enclave.client_groups import ClientGroups
 from enclavekit_pipeline.enclave.clients import Refused
 from enclavekit_pipeline.enclave.root import Root
 from enclavekit_pipeline.enclave.starting import Starter
@@ -35,6 +36,7 @@ class Workplace:
     threads: Executor
     """Of MAX_THREADS."""
     starter: Starter = field(default_factory=Starter)
+    groups: ClientGroups = field(default_factory=ClientGroups)
     commands: int = 0
     """Running now."""
     forwards: int = 0

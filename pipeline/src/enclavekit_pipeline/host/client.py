@@ -41,6 +41,12 @@ class Entered:
     verified: VerifiedDocument
 
 
+class TurnedAway(TransportError):
+    """The connection ended before the enclave said a word, and we had said nothing but a nonce: whoever stands at its
+    door when it is full is turned away like that. It is worth another try.
+    """
+
+
 @dataclass(frozen=True)
 class Target:
     """Whom to enter, and as whom."""
@@ -84,8 +90,12 @@ async def shake_hands(connection: Connection, certificate: bytes, target: Target
     """Verify the enclave, then show who we are."""
     handshake = ClientHandshake(os.urandom(NONCE_BYTES))
     decided = decision_log(target)
-    await connection.send(handshake.hello())
-    evidence = handshake.receive_evidence(await connection.read_frame())
+    try:
+        await connection.send(handshake.hello())
+        frame = await connection.read_frame()
+    except TransportError as exc:
+        raise TurnedAway("enter", target.address, "it closed the connection before it proved anything") from exc
+    evidence = handshake.receive_evidence(frame)
     try:
         verified = target.trust.verify(evidence.document, handshake.nonce, certificate)
     except VerificationError as exc:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from enclavekit_pipeline.host.client import (
     HANDSHAKE_TIMEOUT_S,
     Entered,
     Target,
+    TurnedAway,
     connect,
     decision_log,
     receive,
@@ -30,6 +32,7 @@ from enclavekit_pipeline.host.client import (
 from enclavekit_pipeline.wire.frames import Frame, Kind
 from enclavekit_pipeline.wire.messages import CODE_DENIED, Failure, Message, decode_payload, encode_payload
 
+MAX_TURNS, FIRST_TURN_S = 5, 0.2  # 6 s in all
 Acceptor = Callable[[Stream, Frame], Awaitable[None]]
 Answer = TypeVar("Answer")
 
@@ -50,10 +53,19 @@ class Session:
 
     @classmethod
     async def enter(cls, target: Target) -> Session:
-        """Connect and shake hands.
+        """Connect and shake hands, again if we are turned away at the door: a crowd of callers gets in one by one.
 
         Raises: TransportError, VerificationError (nothing was sent then), RemoteProtocolError.
         """
+        for turn in range(MAX_TURNS):
+            with contextlib.suppress(TurnedAway):
+                return await cls._enter_once(target)
+            # not all at the same time again
+            await asyncio.sleep(FIRST_TURN_S * 2**turn * random.uniform(0.5, 1))  # noqa: S311 - no secret
+        return await cls._enter_once(target)
+
+    @classmethod
+    async def _enter_once(cls, target: Target) -> Session:
         wire = await connect(target)
         connection = Connection(wire, target.address)
         try:

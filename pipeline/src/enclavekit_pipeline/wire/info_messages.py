@@ -28,7 +28,9 @@ class Info(Message, frozen=True):
     restricted_commands: bool
     """The list names the commands that may be run."""
     limits: dict[str, int]
-    """By name: sessions, sessions_of_client (0: as many), streams, commands, payload_bytes, window_bytes."""
+    """By name: sessions, streams, commands, payload_bytes, window_bytes; and of the client, 0 for no limit of its own:
+    sessions_of_client, memory_bytes_of_client, tasks_of_client, cpu_percent_of_client.
+    """
     app_root: str
     """As the listener sees it; `/` is the framework's own."""
     uptime_s: float

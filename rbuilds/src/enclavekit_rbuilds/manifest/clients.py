@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import msgspec
 import yaml
+from enclavekit_core.cgroups import Limits
 from enclavekit_core.config import StrictConfig
 from enclavekit_core.errors import ConfigError, InputError, describe_cause
 from msgspec import Meta
@@ -50,6 +51,12 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True):
     """May act on the framework's root as well."""
     sessions: int | None = None
     """Connections at once; None: as many as the listener takes."""
+    memory_max: int | str | None = None
+    """Of all that it runs, together: bytes, or a number with K, M, G or T; None: no limit, as for the next two."""
+    tasks_max: int | None = None
+    """Processes and threads of those."""
+    cpu_quota: str | None = None
+    """Of one processor, for those: "50%"."""
     commands: list[list[str]] | None = None
     """Word by word, shell patterns; None: any."""
     read: list[str] | None = None
@@ -109,6 +116,11 @@ def check_client(client: Client, source: str) -> Client:
     for path in (*(client.read or ()), *(client.write or ()), *fence.read, *fence.write):
         if not path.startswith("/") or posixpath.normpath(path) != (path.rstrip("/") or "/"):
             raise ConfigError(source, f"clients: {client.name}", f"path {path!r} is not absolute and plain")
+    try:
+        if Limits.parse(client.memory_max, client.tasks_max, client.cpu_quota) and client.user is None:
+            raise ValueError("limits need a user: root can leave its control group")
+    except ValueError as exc:
+        raise ConfigError(source, f"clients: {client.name}", str(exc)) from exc
     if client.seccomp is not None and client.seccomp not in PROFILES:
         raise ConfigError(source, f"clients: {client.name}", f"seccomp: it is one of {', '.join(PROFILES)}")
     return client

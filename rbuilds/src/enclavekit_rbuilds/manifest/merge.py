@@ -48,6 +48,9 @@ SOURCES = ("dockerfile", "archive", "rootfs")
 CLIENT_RULES = (
     "control",
     "sessions",
+    "memory_max",
+    "tasks_max",
+    "cpu_quota",
     "commands",
     "read",
     "write",

@@ -118,6 +118,16 @@ class ClientEntry(StrictConfig, frozen=True):
     sessions: Annotated[
         Annotated[int, Meta(ge=1)] | None, Meta(description="Connections at once; default: any number.")
     ] = None
+    memory_max: Annotated[
+        Annotated[int, Meta(ge=1)] | Text | None,
+        Meta(description="Of all that they run, together: bytes, or a number with K, M, G or T; default: no limit."),
+    ] = None
+    tasks_max: Annotated[
+        Annotated[int, Meta(ge=1)] | None, Meta(description="Processes and threads of those; default: no limit.")
+    ] = None
+    cpu_quota: Annotated[
+        Text | None, Meta(description='Of one processor, for those, such as "50%"; default: no limit.')
+    ] = None
     commands: Annotated[
         list[list[Text]] | None,
         Meta(
