@@ -41,6 +41,7 @@ network:
     - {{host: private.test, port: 8000-8080, private_address: true}}
     - {{host: 93.184.216.35, port: 8080}}
     - {{host: dns.test, port: 5300, protocol: udp, absent_name: true}}
+    - {{host: dns.test, port: 5301, protocol: udp}}
   deny:
     - {{host: bad.wild.test}}
   ingress:
@@ -237,7 +238,8 @@ def test_unmodified_clients_reach_what_the_manifest_names_and_nothing_else(encla
 
 def test_every_decision_is_an_event(enclave):
     commands = [f"{CURL} https://good.test/", f"{CURL} http://{PUBLIC}/", f"{CURL} http://unknown.test/"]
-    enclave.try_all([*commands, "dig +short -p 5300 @dns.test good.test"])
+    no_quic = "dig +short +time=2 +tries=1 -p 5301 @dns.test good.test"
+    enclave.try_all([*commands, "dig +short -p 5300 @dns.test good.test", no_quic])
     events = enclave.events()
     allowed = [event for event in events if event["event"] == "egress allowed" and event["name"] == "good.test"]
     wanted = {"address": PUBLIC, "port": 443, "protocol": "tcp", "shown": "good.test", "rule": "allow[0] good.test"}
@@ -246,6 +248,8 @@ def test_every_decision_is_an_event(enclave):
     assert any(event["port"] == 80 and event["reason"] for event in denied)
     sent = {"address": PUBLIC, "port": 5300, "protocol": "udp", "name": "dns.test", "rule": "allow[11] dns.test"}
     assert any(sent.items() <= event.items() for event in events)
+    shown_none = {"port": 5301, "protocol": "udp", "rule": "allow[12] dns.test", "event": "egress denied"}
+    assert any(shown_none.items() <= event.items() for event in events)
     assert any(event["event"] == "dns denied" and event["name"] == "unknown.test" for event in events)
 
 

@@ -201,6 +201,7 @@ def test_a_client_is_told_by_icmp(accepted, monkeypatch):
     if os.geteuid():
         pytest.skip("needs root")
     told = []
+    monkeypatch.setattr(notices, "NOTICE_S", 1000.0)
     monkeypatch.setattr(notices, "tell_client", lambda *told_of: told.append(told_of) or tell_client(*told_of))
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         with running(replace(OUT, listen=Endpoint(TcpAddress(host, 0)))) as server, udp_socket(family) as client:
