@@ -22,6 +22,7 @@ needs_groups = pytest.mark.skipif(
     not set(CONTROLLERS) <= set(HIERARCHIES), reason="no cgroups with memory, pids and cpu can be made here"
 )
 TASKS, MEMORY_MIB = 12, 64
+TRIES = 200
 HELD = "dd if=/dev/zero bs={}M count=1 | {{ head -c 1 >/dev/null; echo has it; sleep 600; }}"
 LARGE = "exec dd if=/dev/zero of=/dev/null bs={}M count=1"
 CROWD = "i=0; while [ $i -lt 50 ]; do i=$((i + 1)); sleep 600 & done; echo all"
