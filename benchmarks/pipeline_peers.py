@@ -65,7 +65,7 @@ def ssh_server(directory: Path) -> Iterator[list[str | Path]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ssh = directory / "ssh"
-    ssh.mkdir(mode=0o700)
+    ssh.mkdir(mode=0o700, exist_ok=True)
     for key in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", ssh / key], check=True)
     with contextlib.suppress(PermissionError):
