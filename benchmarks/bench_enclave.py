@@ -23,19 +23,24 @@ EXEC_ROUNDS = 10
 def measure() -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="enclavekit-bench-") as name:
         directory = Path(name)
-        run(directory, APP / "make_rootfs", "rootfs")
-        run(directory, "pipeline", "keygen", "--name", "bench", "-o", "keys")
-        started = time.monotonic()
-        run(
-            *(directory, "rbuilds", "build", "--rootfs", "rootfs", "--config", APP / "enclave.yaml"),
-            *("--authorize", "keys/bench.crt:all", "--output", "bench.eif"),
-        )
-        yield Figure("image: build", time.monotonic() - started, "s")
+        yield Figure("image: build", build(directory), "s")
         yield Figure("image: file", (directory / "bench.eif").stat().st_size / 1e6, "MB")
         yield Figure(
             *("image: uncompressed", uncompressed_bytes(directory / "bench.eif") / 1e6, "MB"), target="under 120 MB"
         )
         yield from measure_runs(directory)
+
+
+def build(directory: Path) -> float:
+    """Make bench.eif, which whoever has keys/bench may enter; return the seconds that the build took."""
+    run(directory, APP / "make_rootfs", "rootfs")
+    run(directory, "pipeline", "keygen", "--name", "bench", "-o", "keys")
+    started = time.monotonic()
+    run(
+        *(directory, "rbuilds", "build", "--rootfs", "rootfs", "--config", APP / "enclave.yaml"),
+        *("--authorize", "keys/bench.crt:all", "--output", "bench.eif"),
+    )
+    return time.monotonic() - started
 
 
 def measure_runs(directory: Path) -> Iterator[Figure]:
