@@ -65,7 +65,6 @@ class _Life:
         """Set together with any of the above, and when a heartbeat has come."""
         self._heartbeat: bytes | None = None
         self._front_left = False
-        self._booted = False
         self._report: ExitReport | None = None
         self._console = ConsoleFeed(owner.console)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,7 +125,6 @@ class _Life:
                 break
         if self._heartbeat == HEARTBEAT and not self._front_left:
             self._heartbeat_port.close()
-            self._booted = True
             owner.update(state="RUNNING")
             self._loop.remove_reader(owner.front.fileno())
             owner.tell({"started": True, "notes": owner.notes})
