@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -24,6 +26,34 @@ def runtime_dir(tmp_path, monkeypatch):
     return fabric.ensure_runtime_dir()
 
 
+@contextmanager
+def in_thread(server):
+    """Run it, and check that it ends."""
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        server.stop()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "the proxy did not stop"
+
+
+@contextmanager
+def outside(script, directory):
+    """Run `script outside DIRECTORY` in a network namespace of its own, for as long as it has a standard input."""
+    argv = ["unshare", "-n", sys.executable, str(script), "outside", str(directory)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield
+        finally:
+            process.stdin.close()
+            process.wait(60)
+
+
 @pytest.fixture
 def run_proxy():
     """Return a context manager that runs a proxy and checks that it ends."""
@@ -31,15 +61,8 @@ def run_proxy():
     @contextmanager
     def run(listen, upstream, limits=None, **options):
         server = ProxyServer(Listener(listen), upstream, limits or Limits(), **options)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        try:
+        with in_thread(server):
             yield server
-        finally:
-            server.stop()
-            server.stop()
-            thread.join(PATIENCE_S)
-            assert not thread.is_alive(), "the proxy did not stop"
 
     return run
 

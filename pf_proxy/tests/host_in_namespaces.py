@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 
-PROXY = [sys.executable, "-c", "import sys; from enclavekit_pf_proxy.cli import main; sys.exit(main())"]
+from egress_in_namespaces import PROXY, ip
+
 HOST, CLIENT, ELSEWHERE, WEB = "192.0.2.1", "192.0.2.2", "198.51.100.7", 8443
 CONFIG = """
 listeners:
@@ -42,11 +43,6 @@ with socket.socket(socket.AF_INET, getattr(socket, kind)) as sock:
     sock.send(b"who")
     print(sock.recv(100).decode(), end="")
 """
-
-
-def ip(*lines):
-    for line in lines:
-        subprocess.run(["ip", *line.split()], check=True)
 
 
 def ask(kind, host, port, *prefix):

@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from .conftest import outside
 
 SCRIPT = Path(__file__).with_name("egress_in_namespaces.py")
 PUBLIC = "93.184.216.34"
@@ -23,19 +24,6 @@ EXPECTED = {
 }
 
 
-@contextmanager
-def outside(directory):
-    argv = ["unshare", "-n", sys.executable, str(SCRIPT), "outside", str(directory)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield
-        finally:
-            process.stdin.close()
-            process.wait(60)
-
-
 def inside(directory, *words):
     argv = ["unshare", "-n", "-m", sys.executable, str(SCRIPT), "inside", str(directory), *words]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
@@ -47,7 +35,7 @@ def inside(directory, *words):
 def namespaces(tmp_path):
     if os.geteuid() or not all(map(shutil.which, ("unshare", "ip", "nft", "curl", "mount"))):
         pytest.skip("needs root, unshare, ip, nft, curl and mount")
-    with outside(tmp_path):
+    with outside(SCRIPT, tmp_path):
         yield tmp_path
 
 

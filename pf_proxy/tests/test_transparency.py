@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from .conftest import outside
 
 SCRIPT = Path(__file__).with_name("transparent_in_namespaces.py")
 V4, V6, OTHER = "93.184.216.34", "2606:2800:220:1::1", "93.184.216.35"
@@ -40,19 +41,6 @@ PROGRAMS = {"nft": ("nft",), "iptables": ("iptables", "ip6tables"), "iptables-le
 HOST_SCRIPT = Path(__file__).with_name("host_in_namespaces.py")
 
 
-@contextmanager
-def outside(directory):
-    argv = ["unshare", "-n", sys.executable, str(SCRIPT), "outside", str(directory)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            yield
-        finally:
-            process.stdin.close()
-            process.wait(60)
-
-
 @pytest.mark.root
 @pytest.mark.parametrize(
     ("backend", "method"),
@@ -61,7 +49,7 @@ def outside(directory):
 def test_a_proxy_with_its_rules_and_routes(tmp_path, backend, method):
     if os.geteuid() or not all(map(shutil.which, ("unshare", "ip", *PROGRAMS[backend]))):
         pytest.skip(f"needs root, unshare, ip and {' and '.join(PROGRAMS[backend])}")
-    with outside(tmp_path):
+    with outside(SCRIPT, tmp_path):
         argv = ["unshare", "-n", sys.executable, str(SCRIPT), "inside", str(tmp_path), backend, method]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,8 @@ from enclavekit_pf_proxy.server import Server
 from enclavekit_pf_proxy.service import Endpoint, Header, Mode, Service
 from enclavekit_pf_proxy.wire.request import REPLY, Request, Status, decode_reply, decode_request, encode_request
 
+from .conftest import in_thread
+
 PATIENCE_S = 20.0
 HOST_END = VsockAddress(CID_PARENT, 8888)
 TCP = Endpoint(TcpAddress("127.0.0.1", 0))
@@ -37,15 +38,8 @@ def running(*services):
         (one, [(offset, Listener(one.listen.at(offset))) for offset in range(one.listen.ports)]) for one in services
     ]
     server = Server(opened)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
+    with in_thread(server):
         yield server
-    finally:
-        server.stop()
-        server.stop()
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
 
 
 def host_end(**options):

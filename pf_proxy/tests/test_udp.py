@@ -29,6 +29,7 @@ from enclavekit_pf_proxy.wire.datagrams import (
 )
 from enclavekit_pf_proxy.wire.request import REPLY, Protocol, Request, Status, decode_reply, encode_request
 
+from .conftest import in_thread
 from .test_run import running as processes
 
 PATIENCE_S = 20.0
@@ -44,15 +45,8 @@ def running(service):
     listener = open_listener(service, service.listen.first)
     fit_listener(listener, service)
     server = Server([(service, [(0, listener)])])
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
+    with in_thread(server):
         yield server
-    finally:
-        server.stop()
-        server.stop()
-        thread.join(PATIENCE_S)
-        assert not thread.is_alive()
 
 
 def udp_socket(family=socket.AF_INET):

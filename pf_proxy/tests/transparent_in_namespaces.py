@@ -9,13 +9,13 @@ became of each, and what the kernel had before, meanwhile and afterwards.
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
 
-PROXY = [sys.executable, "-c", "import sys; from enclavekit_pf_proxy.cli import main; sys.exit(main())"]
+from egress_in_namespaces import PROXY, ip, proxy
+
 V4, V6, OTHER = "93.184.216.34", "2606:2800:220:1::1", "93.184.216.35"
 PORT, CLOSED = 7007, 7008
 OUTSIDE = """
@@ -50,31 +50,6 @@ PATIENCE_S, UNANSWERED_S = 20.0, 1.0
 
 def family_of(host):
     return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def ip(*lines):
-    for line in lines:
-        subprocess.run(["ip", *line.split()], check=True)
-
-
-class proxy:
-    """`pf-proxy run` with a configuration, ready."""
-
-    def __init__(self, directory, name, text, addresses):
-        path = f"{directory}/{name}"
-        with open(path, "w") as out:
-            out.write(text)
-        self.argv, self.addresses = [*PROXY, "run", path, "--print-address"], addresses
-
-    def __enter__(self):
-        self.process = subprocess.Popen(self.argv, stdout=subprocess.PIPE, text=True)
-        for _ in range(self.addresses):
-            assert self.process.stdout.readline()
-        return self
-
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait()
 
 
 def outside(directory):
